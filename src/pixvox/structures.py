@@ -1,0 +1,629 @@
+"""The types that flow: data -> backbone -> neck -> head -> loss | post-processing -> metrics -> visualization.
+
+Conventions, stated once:
+
+- Tensors are ``(batch, channels, *spatial)`` with ``*spatial`` = ``(height, width)`` or
+  ``(depth, height, width)``; ``spatial_dims`` is 2 or 3.
+- Boxes and points are ``(x, y[, z])``: ``[x0, y0, (z0,) x1, y1, (z1)]``, absolute, half-open, float32,
+  in pixels or voxels. Raw boxes of networks are normalised ``[cx, cy, (cz,) w, h, (d)]``, relative to the
+  padded input.
+- Sizes, strides, spacing, crops and mask origins are per axis in **array order** (``[z,] y, x``).
+- Instance labels are 0-based and contiguous and know no background class.
+- Semantic label maps hold class indices; ``IGNORE_INDEX`` marks what is neither learned nor scored.
+- Spacing is the size of one pixel or voxel, in micrometres or millimetres (``Geometry.unit``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pixvox.ops import boxes as box_ops
+from pixvox.ops import masks as mask_ops
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+IGNORE_INDEX = 255
+
+Size = tuple[int, ...]
+"""Lengths per axis in array order: ``(height, width)`` or ``(depth, height, width)``."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where an input came from and the way back: resize, then padding at the far end of each axis.
+
+    Args:
+        input_size: Size of the padded tensor that a network saw.
+        valid_size: The part of it that holds the image; the rest is padding.
+        original_size: Size of the frame that results are given in.
+        spacing: Size of one original pixel or voxel per axis in array order, or None when unknown.
+        unit: Unit of ``spacing``: ``"um"`` or ``"mm"``.
+    """
+
+    input_size: Size
+    valid_size: Size
+    original_size: Size
+    spacing: tuple[float, ...] | None = None
+    unit: str = "um"
+
+    @classmethod
+    def identity(cls, size: Sequence[int], spacing: Sequence[float] | None = None) -> Geometry:
+        """Return the geometry of an input that was neither resized nor padded."""
+        size = tuple(int(length) for length in size)
+        return cls(size, size, size, tuple(spacing) if spacing is not None else None)
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.input_size)
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """Original pixels per input pixel, per axis in array order."""
+        return tuple(
+            original / valid for original, valid in zip(self.original_size, self.valid_size, strict=True)
+        )
+
+    def input_frame(self) -> Geometry:
+        """Return the geometry that leaves results in the padded input frame, as a teacher needs them."""
+        return replace(
+            Geometry.identity(self.input_size), valid_size=self.valid_size, original_size=self.valid_size
+        )
+
+    def boxes_to_original(self, boxes: Float[Tensor, "n sides"]) -> Float[Tensor, "n sides"]:
+        """Clip absolute boxes of the input frame to the valid part and scale them to the original frame."""
+        boxes = box_ops.clip_boxes(boxes, self.valid_size)
+        return boxes * boxes.new_tensor(self.scale[::-1] * 2)
+
+    def boxes_from_original(self, boxes: Float[Tensor, "n sides"]) -> Float[Tensor, "n sides"]:
+        """Scale absolute boxes of the original frame to the input frame."""
+        return boxes / boxes.new_tensor(self.scale[::-1] * 2)
+
+
+class Masks:
+    """Binary masks of one image or volume, each kept as a crop with an origin: never a canvas per instance.
+
+    All crops lie one after the other in one flat tensor, so that a thousand masks move to a device, or into
+    a weighted sum of rows, in one operation. Build them with the ``from_*`` methods.
+
+    Args:
+        data: The crops, row-major, one after the other.
+        origins: First corner of each crop in array order.
+        shapes: Lengths of each crop in array order.
+        size: Size of the canvas.
+
+    Example:
+        >>> label_map = torch.tensor([[1, 1, 0], [0, 2, 2]])
+        >>> masks = Masks.from_label_map(label_map)
+        >>> masks.areas().tolist(), masks.boxes().tolist()
+        ([2, 2], [[0.0, 0.0, 2.0, 1.0], [1.0, 1.0, 3.0, 2.0]])
+        >>> torch.equal(masks.label_map(), label_map.int())
+        True
+    """
+
+    def __init__(
+        self,
+        data: Bool[Tensor, " elements"],
+        origins: Int[Tensor, "n dims"],
+        shapes: Int[Tensor, "n dims"],
+        size: Sequence[int],
+    ) -> None:
+        self.data = data
+        self.origins = origins.to(torch.int64)
+        self.shapes = shapes.to(torch.int64)
+        self.size: Size = tuple(int(length) for length in size)
+        lengths = self.shapes.prod(dim=1)
+        self._ends = lengths.cumsum(0)
+        if int(lengths.sum()) != data.numel():
+            raise ValueError(
+                f"crops of shapes {self.shapes.tolist()} need {int(lengths.sum())} elements, "
+                f"but data has {data.numel()}; build masks with Masks.from_crops"
+            )
+
+    @classmethod
+    def empty(cls, size: Sequence[int], device: torch.device | str | None = None) -> Masks:
+        """Return no masks on a canvas of ``size``."""
+        corners = torch.zeros((0, len(size)), dtype=torch.int64, device=device)
+        return cls(torch.zeros(0, dtype=torch.bool, device=device), corners, corners, size)
+
+    @classmethod
+    def from_crops(
+        cls, crops: Sequence[Tensor], origins: Sequence[Sequence[int]] | Tensor, size: Sequence[int]
+    ) -> Masks:
+        """Build masks from crops (any dtype, non-zero is inside) and the first corner of each."""
+        if len(crops) == 0:
+            return cls.empty(size)
+        device = crops[0].device
+        return cls(
+            torch.cat([crop.reshape(-1).bool() for crop in crops]),
+            torch.as_tensor(origins, dtype=torch.int64, device=device).reshape(len(crops), len(size)),
+            torch.tensor([crop.shape for crop in crops], dtype=torch.int64, device=device),
+            size,
+        )
+
+    @classmethod
+    def from_dense(cls, masks: Tensor) -> Masks:
+        """Crop full-size masks ``(n, *spatial)`` to their tight boxes; an empty mask keeps a crop of length 0."""
+        crops, origins = mask_ops.crop_dense_masks(masks.bool())
+        return cls.from_crops(crops, origins, masks.shape[1:]).to(masks.device)
+
+    @classmethod
+    def from_label_map(cls, label_map: Tensor, ids: Sequence[int] | Tensor | None = None) -> Masks:
+        """Split a label map (0 is background) into masks in the order of ``ids``, by default ascending."""
+        crops, origins = mask_ops.crop_label_map(label_map, ids)
+        return cls.from_crops(crops, origins, label_map.shape).to(label_map.device)
+
+    @classmethod
+    def from_rle(cls, rles: Sequence[mask_ops.RLE]) -> Masks:
+        """Decode run-length encodings, compressed or not, straight into crops.
+
+        Raises:
+            ValueError: If there is no encoding to tell the size, or if one does not fill its size.
+        """
+        if len(rles) == 0:
+            raise ValueError("an empty list of RLE does not tell the size; use Masks.empty(size)")
+        crops, origins = mask_ops.crop_rles(rles)
+        return cls.from_crops(crops, origins, rles[0]["size"])
+
+    @classmethod
+    def from_polygons(
+        cls, polygons: Sequence[Sequence[Sequence[float]]], size: Sequence[int], on_invalid: str = "raise"
+    ) -> Masks:
+        """Rasterise polygons, per instance a list of ``[x0, y0, x1, y1, ...]``, as COCO's tools do (2-D only)."""
+        return cls.from_rle([mask_ops.polygons_to_rle(parts, size, on_invalid) for parts in polygons]) if len(
+            polygons
+        ) else cls.empty(size)
+
+    @classmethod
+    def cat(cls, masks: Sequence[Masks]) -> Masks:
+        """Join masks of one canvas."""
+        if any(part.size != masks[0].size for part in masks):
+            raise ValueError(f"masks of canvases {sorted({part.size for part in masks})} cannot be joined")
+        return cls(
+            torch.cat([part.data for part in masks]),
+            torch.cat([part.origins for part in masks]),
+            torch.cat([part.shapes for part in masks]),
+            masks[0].size,
+        )
+
+    def __len__(self) -> int:
+        return self.shapes.shape[0]
+
+    def __getitem__(self, index: Tensor | Sequence[int] | slice) -> Masks:
+        if isinstance(index, slice):
+            index = torch.arange(len(self))[index]
+        index = torch.as_tensor(index, device=self.shapes.device)
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        picked = index.long().tolist()
+        if picked == list(range(len(self))):
+            return self
+        crops = [self.data[start:end] for start, end in map(self._span, picked)]
+        data = torch.cat(crops) if crops else self.data[:0]
+        return Masks(data, self.origins[index.long()], self.shapes[index.long()], self.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.crop(i) for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} on {'x'.join(map(str, self.size))}, {self.data.numel()} elements)"
+
+    def _span(self, i: int) -> tuple[int, int]:
+        end = int(self._ends[i])
+        return end - math.prod(self.shapes[i].tolist()), end
+
+    @property
+    def device(self) -> torch.device:
+        """Device of all tensors."""
+        return self.data.device
+
+    @property
+    def starts(self) -> Int[Tensor, " n"]:
+        """Index in ``data`` of the first element of each crop."""
+        return self._ends - self.shapes.prod(dim=1)
+
+    def crop(self, i: int) -> Tensor:
+        """Return crop ``i`` as a view, ``shapes[i]`` large."""
+        start, end = self._span(i)
+        return self.data[start:end].view(self.shapes[i].tolist())
+
+    def region(self, i: int) -> tuple[slice, ...]:
+        """Return where crop ``i`` lies on the canvas."""
+        return tuple(
+            slice(first, first + length)
+            for first, length in zip(self.origins[i].tolist(), self.shapes[i].tolist(), strict=True)
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Masks:
+        """Return the masks on ``device``."""
+        if self.device == torch.device(device):
+            return self
+        return Masks(
+            self.data.to(device, non_blocking=non_blocking),
+            self.origins.to(device, non_blocking=non_blocking),
+            self.shapes.to(device, non_blocking=non_blocking),
+            self.size,
+        )
+
+    def pin_memory(self) -> Masks:
+        """Return the masks in page-locked memory."""
+        return Masks(self.data.pin_memory(), self.origins.pin_memory(), self.shapes.pin_memory(), self.size)
+
+    def dense(self) -> Bool[Tensor, "n *spatial"]:
+        """Return one full canvas per mask: for those who ask; a thousand canvases are large."""
+        canvases = torch.zeros((len(self), *self.size), dtype=torch.bool, device=self.device)
+        for i in range(len(self)):
+            canvases[(i, *self.region(i))] = self.crop(i)
+        return canvases
+
+    def areas(self) -> Int[Tensor, " n"]:
+        """Return the number of pixels or voxels of each mask."""
+        totals = torch.cat([self.data.new_zeros(1, dtype=torch.int64), self.data.cumsum(0)])
+        return totals[self._ends] - totals[self.starts]
+
+    def boxes(self) -> Float[Tensor, "n sides"]:
+        """Return the tight box of each mask; an empty mask gets a box of size 0 at its origin."""
+        return mask_ops.crop_boxes(list(self), self.origins)
+
+    def label_map(self, order: Sequence[int] | Tensor | None = None) -> Int[Tensor, "*spatial"]:
+        """Paint all masks on one int32 canvas: mask ``i`` becomes ``i + 1``; where masks overlap, the first wins.
+
+        Args:
+            order: Masks from the one that wins to the one that loses; by default as they stand. The ids are
+                positions in this order, counted from 1.
+        """
+        order = list(range(len(self))) if order is None else [int(i) for i in order]
+        canvas = torch.zeros(self.size, dtype=torch.int32, device=self.device)
+        for rank in range(len(order) - 1, -1, -1):
+            canvas[self.region(order[rank])][self.crop(order[rank])] = rank + 1
+        return canvas
+
+    def rle(self) -> list[mask_ops.RLE]:
+        """Return COCO's compressed run-length encoding of each mask (column-major, 2-D and 3-D)."""
+        return [
+            mask_ops.encode_rle(self.crop(i).cpu(), self.origins[i].tolist(), self.size)
+            for i in range(len(self))
+        ]
+
+    def polygons(self) -> list[list[list[float]]]:
+        """Return the outlines of each mask as COCO polygons (2-D only)."""
+        return [
+            mask_ops.mask_to_polygons(self.crop(i).cpu(), self.origins[i].tolist()) for i in range(len(self))
+        ]
+
+    def crop_and_resize(
+        self, boxes: Float[Tensor, "n sides"], output_size: Sequence[int], sampling_ratio: int = 2
+    ) -> Float[Tensor, "n *output"]:
+        """Sample mask ``i`` within box ``i`` on a grid of ``output_size``, as RoIAlign (not aligned) would."""
+        return mask_ops.crop_and_resize(
+            self.data, self.starts, self.origins, self.shapes, self.size, boxes, output_size, sampling_ratio
+        )
+
+
+class Instances:
+    """The objects of one image or volume: boxes, labels, masks, and for predictions scores.
+
+    Args:
+        boxes: Absolute half-open boxes; derived from ``masks`` when None.
+        labels: 0-based class indices; all 0 when None.
+        masks: ``Masks``, dense bool ``(n, *spatial)``, an integer label map, a list of RLE dictionaries, or a
+            list of polygons (then ``size`` is needed).
+        scores: Confidence in [0, 1] of each object, for predictions.
+        polygons: Outlines that came with the data, or that a contour head predicted.
+        ignore: True for crowds and regions that are neither learned nor scored.
+        size: Canvas size; known from ``masks`` unless they are polygons or absent.
+
+    Raises:
+        ValueError: If the fields have different lengths, or if neither boxes nor masks are given.
+
+    Example:
+        >>> cells = Instances(masks=torch.tensor([[1, 1, 0], [0, 0, 2]]))
+        >>> len(cells), cells.boxes.tolist(), cells.labels.tolist()
+        (2, [[0.0, 0.0, 2.0, 1.0], [2.0, 1.0, 3.0, 2.0]], [0, 0])
+    """
+
+    def __init__(
+        self,
+        boxes: Float[Tensor, "n sides"] | None = None,
+        labels: Int[Tensor, " n"] | None = None,
+        masks: Masks | Tensor | Sequence[Any] | None = None,
+        scores: Float[Tensor, " n"] | None = None,
+        polygons: list[list[list[float]]] | None = None,
+        ignore: Bool[Tensor, " n"] | None = None,
+        size: Sequence[int] | None = None,
+    ) -> None:
+        self.masks = _as_masks(masks, size)
+        if boxes is None and self.masks is None:
+            raise ValueError("instances need boxes or masks; for an image without objects use Instances.empty(size)")
+        self.boxes = self.masks.boxes() if boxes is None else boxes.to(torch.float32)  # type: ignore[union-attr]
+        n, device = self.boxes.shape[0], self.boxes.device
+        self.labels = torch.zeros(n, dtype=torch.int64, device=device) if labels is None else labels.long()
+        self.scores = scores
+        self.polygons = polygons
+        self.ignore = torch.zeros(n, dtype=torch.bool, device=device) if ignore is None else ignore
+        known = self.masks.size if self.masks is not None else size
+        self.size: Size | None = tuple(int(length) for length in known) if known is not None else None
+        lengths = {
+            name: len(value)
+            for name, value in (
+                ("boxes", self.boxes), ("labels", self.labels), ("masks", self.masks),
+                ("scores", scores), ("polygons", polygons), ("ignore", self.ignore),
+            )
+            if value is not None
+        }  # fmt: skip
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the fields of Instances must have one length, got {lengths}")
+
+    @classmethod
+    def empty(
+        cls, size: Sequence[int], device: torch.device | str | None = None, scores: bool = False
+    ) -> Instances:
+        """Return an image without objects, every field typed; ``scores`` adds an empty score field."""
+        return cls(
+            boxes=torch.zeros((0, 2 * len(size)), device=device),
+            masks=Masks.empty(size, device),
+            scores=torch.zeros(0, device=device) if scores else None,
+        )
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    def __getitem__(self, index: Tensor | Sequence[int] | slice) -> Instances:
+        if isinstance(index, slice):
+            index = torch.arange(len(self))[index]
+        index = torch.as_tensor(index, device=self.boxes.device)
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        index = index.long()
+        return Instances(
+            boxes=self.boxes[index],
+            labels=self.labels[index],
+            masks=self.masks[index] if self.masks is not None else None,
+            scores=self.scores[index] if self.scores is not None else None,
+            polygons=[self.polygons[i] for i in index.tolist()] if self.polygons is not None else None,
+            ignore=self.ignore[index],
+            size=self.size,
+        )
+
+    def __repr__(self) -> str:
+        ignored = int(self.ignore.sum())
+        return f"Instances({len(self)}{f', {ignored} ignored' if ignored else ''}, size={self.size})"
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Instances:
+        """Return the instances on ``device``."""
+        return Instances(
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            masks=self.masks.to(device, non_blocking) if self.masks is not None else None,
+            scores=self.scores.to(device, non_blocking=non_blocking) if self.scores is not None else None,
+            polygons=self.polygons,
+            ignore=self.ignore.to(device, non_blocking=non_blocking),
+            size=self.size,
+        )
+
+    def pin_memory(self) -> Instances:
+        """Return the instances in page-locked memory."""
+        return Instances(
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            masks=self.masks.pin_memory() if self.masks is not None else None,
+            scores=self.scores.pin_memory() if self.scores is not None else None,
+            polygons=self.polygons,
+            ignore=self.ignore.pin_memory(),
+            size=self.size,
+        )
+
+
+def _as_masks(masks: Masks | Tensor | Sequence[Any] | None, size: Sequence[int] | None) -> Masks | None:
+    """Turn any of the accepted forms of masks into ``Masks``."""
+    if masks is None or isinstance(masks, Masks):
+        return masks
+    if isinstance(masks, Tensor):
+        return Masks.from_dense(masks) if masks.dtype == torch.bool else Masks.from_label_map(masks)
+    if len(masks) > 0 and isinstance(masks[0], dict):
+        return Masks.from_rle(masks)
+    if size is None:
+        raise ValueError("masks given as polygons or as an empty list need the canvas: Instances(..., size=(h, w))")
+    return Masks.from_polygons(masks, size)
+
+
+@dataclass
+class Segmentation:
+    """What is known of one image or volume, predicted or true, in the frame that ``geometry`` names.
+
+    Metrics and drawing know only this type, whatever head or dataset made it.
+
+    Args:
+        instances: Objects, for instance and panoptic tasks.
+        class_map: Class index of each pixel or voxel, for semantic and panoptic tasks.
+        probabilities: Class probabilities ``(classes, *spatial)``, when they were asked for.
+        segments: Panoptic segments: dictionaries with ``id``, ``category_id`` and ``isthing``.
+        geometry: Frame, spacing and the way back.
+        class_names: Names by class index.
+        source: File or name that the image came from.
+        image: Un-normalised image ``(channels, *spatial)`` in the original frame, kept for drawing.
+        ignore_index: Label of ``class_map`` that is left out of scores.
+    """
+
+    instances: Instances | None = None
+    class_map: Int[Tensor, "*spatial"] | None = None
+    probabilities: Float[Tensor, "classes *spatial"] | None = None
+    segments: list[dict[str, Any]] | None = None
+    geometry: Geometry | None = None
+    class_names: tuple[str, ...] = ()
+    source: str | None = None
+    image: Tensor | None = None
+    ignore_index: int = IGNORE_INDEX
+
+    @property
+    def size(self) -> Size:
+        """Size of the frame, in array order."""
+        if self.class_map is not None:
+            return tuple(self.class_map.shape)
+        if self.instances is not None and self.instances.size is not None:
+            return self.instances.size
+        if self.geometry is not None:
+            return self.geometry.original_size
+        raise ValueError("this segmentation holds neither a class map, nor instances, nor a geometry")
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.size)
+
+    def label_map(self) -> Int[Tensor, "*spatial"]:
+        """Return instance ids 1..n (0 is background; the best score wins where masks overlap), or the class map."""
+        if self.instances is None or self.instances.masks is None:
+            if self.class_map is None:
+                raise ValueError("this segmentation has no masks and no class map to make a label map of")
+            return self.class_map
+        scores = self.instances.scores
+        order = None if scores is None else scores.argsort(descending=True, stable=True)
+        return self.instances.masks.label_map(order)
+
+    def polygons(self) -> list[list[list[float]]]:
+        """Return the outlines of each instance as lists of ``[x0, y0, x1, y1, ...]`` (2-D only)."""
+        if self.instances is None or (self.instances.polygons is None and self.instances.masks is None):
+            raise ValueError("this segmentation has no instances; polygons exist for instance results")
+        if self.instances.polygons is not None:
+            return self.instances.polygons
+        return self.instances.masks.polygons()  # type: ignore[union-attr]
+
+    def to_coco(self, image_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Return COCO annotations (or results, when there are scores) with compressed RLE and ``xywh`` boxes."""
+        from pixvox.inference.results import to_coco
+
+        return to_coco(self, image_id, category_ids)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row per instance, or per class: id, class, score, size, centroid, box, in physical units."""
+        from pixvox.inference.results import table
+
+        return table(self)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write label map, COCO or table, and overlay into ``folder``; return the files."""
+        from pixvox.inference.results import save
+
+        return save(self, Path(folder))
+
+    def plot(self, **options: Any) -> Figure:
+        """Draw the result over its image: an overlay in 2-D, orthogonal slices and a projection in 3-D."""
+        from pixvox.visualization.overlay import plot
+
+        return plot(self, **options)
+
+    def overlay(self) -> np.ndarray:
+        """Return the picture of ``plot`` as an RGB array ``(height, width, 3)``, uint8."""
+        from pixvox.visualization.overlay import overlay
+
+        return overlay(self)
+
+    def to(self, device: torch.device | str) -> Segmentation:
+        """Return the segmentation on ``device``."""
+        return replace(
+            self,
+            instances=self.instances.to(device) if self.instances is not None else None,
+            class_map=self.class_map.to(device) if self.class_map is not None else None,
+            probabilities=self.probabilities.to(device) if self.probabilities is not None else None,
+        )
+
+
+@dataclass
+class Features:
+    """What a head is given: feature maps fine to coarse, and what else it may need.
+
+    Args:
+        levels: Feature maps ``(batch, channels, *spatial)``, finest first.
+        strides: Input pixels per feature pixel, per level and per axis in array order.
+        images: The normalised images that the levels were computed from.
+        valid_sizes: The part of each image that is not padding, in array order.
+        extras: Named by-products of a backbone, such as pooling indices.
+    """
+
+    levels: tuple[Tensor, ...]
+    strides: tuple[Size, ...]
+    images: Float[Tensor, "batch channels *spatial"]
+    valid_sizes: Int[Tensor, "batch dims"]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def input_size(self) -> Size:
+        """Size of the padded images, in array order."""
+        return tuple(self.images.shape[2:])
+
+
+Targets = Sequence[Instances] | Int[Tensor, "batch *spatial"]
+"""Truth of a batch: one ``Instances`` per image (an empty one where nothing is), or stacked label maps."""
+
+
+@dataclass
+class Batch:
+    """A batch as the data side makes it: un-normalised images, padded to one size at the far ends.
+
+    Args:
+        images: Un-normalised images; 16-bit images keep their range.
+        targets: Truth in the input frame, None for unlabelled data.
+        geometries: One per image.
+        intensity_ranges: Low and high percentile of each channel of each **full** image, for normalisers that
+            work per image whatever was cropped; None when unknown.
+        truths: Truth in the original frame, for evaluation only; it stays on the CPU.
+        indices: Index of each image in its dataset.
+        sources: File or name of each image.
+    """
+
+    images: Float[Tensor, "batch channels *spatial"]
+    targets: Sequence[Instances] | Tensor | None
+    geometries: list[Geometry]
+    intensity_ranges: Float[Tensor, "batch channels 2"] | None = None
+    truths: list[Segmentation] | None = None
+    indices: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def valid_sizes(self) -> Int[Tensor, "batch dims"]:
+        """The part of each image that is not padding, in array order."""
+        return torch.tensor([geometry.valid_size for geometry in self.geometries], device=self.images.device)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on ``device``; ``truths`` stay where they are."""
+        targets = self.targets
+        if isinstance(targets, Tensor):
+            targets = targets.to(device, non_blocking=non_blocking)
+        elif targets is not None:
+            targets = [instances.to(device, non_blocking) for instances in targets]
+        ranges = self.intensity_ranges
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets=targets,
+            intensity_ranges=ranges.to(device, non_blocking=non_blocking) if ranges is not None else None,
+        )
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory."""
+        targets = self.targets
+        if isinstance(targets, Tensor):
+            targets = targets.pin_memory()
+        elif targets is not None:
+            targets = [instances.pin_memory() for instances in targets]
+        ranges = self.intensity_ranges
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets=targets,
+            intensity_ranges=ranges.pin_memory() if ranges is not None else None,
+        )
