@@ -1,0 +1,1 @@
+"""Collectives that work in one process too."""

@@ -1,0 +1,107 @@
+"""Fully convolutional head: a class for every pixel or voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pixvox.heads.head import Head, Outputs
+from pixvox.layers import ConvNormAct, conv, resize
+from pixvox.losses.cross_entropy import CrossEntropy
+from pixvox.structures import IGNORE_INDEX, Features, Geometry, Segmentation, Targets
+
+
+class FCN(Head):
+    """Classify every pixel or voxel on one level, or on several whose scores are added from coarse to fine.
+
+    "Fully Convolutional Networks for Semantic Segmentation" (Long et al., 2015, https://arxiv.org/abs/1411.4038).
+    One level is torchvision's ``FCNHead``; several are the paper's skips (FCN-16s, FCN-8s, ...).
+
+    Args:
+        in_channels: Channels of each level, finest first.
+        strides: Strides of each level, per axis in array order.
+        num_classes: Classes, background included.
+        spatial_dims: 2 for images, 3 for volumes.
+        in_levels: Levels to classify, by index; None takes all, ``[-1]`` the coarsest alone.
+        hidden_channels: Channels before the classifier; by default a quarter of the level's.
+        dropout: Share of hidden channels set to zero in training, in [0, 1).
+        norm: Normalisation, see ``pixvox.layers.norm``.
+        losses: Terms by name, called as ``term(logits, labels)``; by default cross-entropy.
+        score_threshold: Not used by semantic heads.
+        pseudo_label_threshold: Pixels above this probability teach a student.
+
+    Raises:
+        ValueError: If ``spatial_dims`` is not 2 or 3.
+    """
+
+    task: ClassVar[str] = "semantic"
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        num_classes: int,
+        spatial_dims: int = 2,
+        in_levels: Sequence[int] | None = None,
+        hidden_channels: int | None = None,
+        dropout: float = 0.1,
+        norm: str = "batch",
+        losses: Mapping[str, nn.Module] | None = None,
+        score_threshold: float = 0.0,
+        pseudo_label_threshold: float = 0.95,
+    ) -> None:
+        super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold)
+        del strides  # the scores are resized to the next finer level, whatever its stride
+        levels = range(len(in_channels)) if in_levels is None else in_levels
+        self.in_levels = sorted(level % len(in_channels) for level in levels)
+        self.classifiers = nn.ModuleList()
+        for level in self.in_levels:
+            hidden = hidden_channels or max(in_channels[level] // 4, num_classes)
+            self.classifiers.append(
+                nn.Sequential(
+                    ConvNormAct(spatial_dims, in_channels[level], hidden, 3, 1, norm),
+                    nn.Dropout(dropout),
+                    conv(spatial_dims, hidden, num_classes, 1),
+                )
+            )
+        self.losses = nn.ModuleDict(losses or {"cross_entropy": CrossEntropy()})
+
+    def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
+        """Return ``logits (batch, classes, *spatial)`` at the size of the images."""
+        fine_to_coarse = [
+            classifier(features.levels[level])
+            for classifier, level in zip(self.classifiers, self.in_levels, strict=True)
+        ]
+        scores = fine_to_coarse.pop()
+        while fine_to_coarse:
+            finer = fine_to_coarse.pop()
+            scores = finer + resize(scores, finer.shape[2:])
+        logits = resize(scores, features.input_size)
+        output_size = features.extras.get("output_size", features.input_size)
+        for axis, length in enumerate(output_size):
+            logits = logits.narrow(axis + 2, 0, length)
+        return {"logits": logits, "valid_sizes": features.valid_sizes}
+
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Return each configured term; padding is ignored."""
+        if not isinstance(targets, Tensor):
+            raise ValueError("a semantic head learns from label maps (batch, *spatial), but was given instances")
+        labels = targets.to(torch.int64, copy=True)
+        for label_map, valid in zip(labels, outputs["valid_sizes"].tolist(), strict=True):
+            for axis, length in enumerate(valid):
+                label_map.narrow(axis, length, label_map.shape[axis] - length).fill_(IGNORE_INDEX)
+        return {name: term(outputs["logits"], labels) for name, term in self.losses.items()}
+
+    def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
+        """Return the class map of each image at its original size."""
+        results = []
+        for logits, geometry in zip(outputs["logits"], geometries, strict=True):
+            for axis, length in enumerate(geometry.valid_size):
+                logits = logits.narrow(axis + 1, 0, length)
+            original = resize(logits[None].float(), geometry.original_size)[0]
+            results.append(Segmentation(class_map=original.argmax(dim=0), geometry=geometry))
+        return results
+

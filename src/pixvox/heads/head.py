@@ -1,0 +1,68 @@
+"""What every head is: three methods and what it tells about itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pixvox.structures import Features, Geometry, Segmentation, Targets
+
+Outputs = dict[str, Any]
+"""Raw tensors of a head by name; design and docs list the names that other parts may read."""
+
+
+class Head(nn.Module, ABC):
+    """Turns features into predictions.
+
+    ``forward`` gives raw outputs, ``loss`` compares them with the truth, ``postprocess`` turns them into
+    ``Segmentation``. Nothing outside a head knows which head it is.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes.
+        num_classes: Classes of the data; a head that needs a background class adds it inside.
+        score_threshold: Instances below this are not given out.
+        pseudo_label_threshold: Instances, or pixels, above this teach a student; the scales of scores differ
+            between heads, so each names its own.
+    """
+
+    task: ClassVar[str]
+    """``"instance"``, ``"semantic"`` or ``"panoptic"``."""
+    supported_dims: ClassVar[tuple[int, ...]] = (2, 3)
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        num_classes: int,
+        score_threshold: float = 0.0,
+        pseudo_label_threshold: float = 0.7,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in self.supported_dims:
+            raise ValueError(
+                f"{type(self).__name__} exists for spatial_dims in {self.supported_dims}, got {spatial_dims}; "
+                f"pixvox.list_heads(spatial_dims={spatial_dims}) lists the heads that do"
+            )
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.spatial_dims = spatial_dims
+        self.num_classes = num_classes
+        self.score_threshold = score_threshold
+        self.pseudo_label_threshold = pseudo_label_threshold
+
+    @abstractmethod
+    def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
+        """Return raw outputs; heads that sample or denoise use ``targets``.
+
+        In eval mode the outputs can always be post-processed, with targets or without.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Return the terms to add up, by name; no parameter is used here that ``forward`` did not use."""
+
+    @abstractmethod
+    def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
+        """Return predictions in the frame that each geometry names as its original."""

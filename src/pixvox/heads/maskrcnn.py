@@ -1,0 +1,346 @@
+"""Mask R-CNN for images and volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixvox.heads.anchors import AnchorGenerator
+from pixvox.heads.head import Head, Outputs
+from pixvox.heads.region_proposals import RegionProposalNetwork, leave_out_ignored
+from pixvox.layers import conv, conv_transpose
+from pixvox.ops.box_coding import BoxCoder
+from pixvox.ops.boxes import box_convert, box_iou, clip_boxes
+from pixvox.ops.masks import paste_crops
+from pixvox.ops.matching import Matcher, balanced_sample
+from pixvox.ops.nms import batched_nms
+from pixvox.ops.roi_align import multi_scale_roi_align
+from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
+
+
+class BoxBranch(nn.Module):
+    """Two hidden layers, then class scores and one box shift per class.
+
+    Args:
+        in_features: Values of one region's features.
+        hidden_features: Width of the hidden layers.
+        num_classes: Classes without the background, which is added last.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, num_classes: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, hidden_features)
+        self.classes = nn.Linear(hidden_features, num_classes + 1)
+        self.deltas = nn.Linear(hidden_features, num_classes * 2 * spatial_dims)
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits ``(regions, classes + 1)`` and shifts ``(regions, classes, 2 * spatial_dims)``."""
+        hidden = F.relu(self.fc2(F.relu(self.fc1(regions.flatten(1)))))
+        classes = self.classes(hidden)
+        return classes, self.deltas(hidden).unflatten(1, (classes.shape[1] - 1, -1))
+
+
+class MaskBranch(nn.Sequential):
+    """Convolutions, one doubling of the size, one mask per class.
+
+    Args:
+        in_channels: Channels of one region's features.
+        hidden_channels: Channels of the convolutions.
+        num_convs: Convolutions before the doubling.
+        num_classes: Classes without the background.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, num_convs: int, num_classes: int, spatial_dims: int
+    ) -> None:
+        layers: list[nn.Module] = []
+        for i in range(num_convs):
+            layers += [conv(spatial_dims, hidden_channels if i else in_channels, hidden_channels, 3), nn.ReLU()]
+        width = hidden_channels if num_convs else in_channels
+        layers += [conv_transpose(spatial_dims, width, hidden_channels), nn.ReLU()]
+        layers += [conv(spatial_dims, hidden_channels, num_classes, 1)]
+        super().__init__(*layers)
+        for layer in self:
+            if isinstance(layer, nn.modules.conv._ConvNd):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+class MaskRCNN(Head):
+    """Two stages: regions that may hold an object, then class, box and mask of each region.
+
+    "Mask R-CNN" (He et al., 2017, https://arxiv.org/abs/1703.06870), for images and volumes, on a pyramid or on a
+    single map, with torchvision's sampling, targets and losses. There is no cap on the objects of an image unless
+    ``detections_per_image`` sets one.
+
+    Args:
+        in_channels: Channels of each level, all equal.
+        strides: Strides of each level, per axis in array order.
+        num_classes: Classes of the data; the background is added inside, last.
+        spatial_dims: 2 for images, 3 for volumes.
+        anchor_sizes: Anchor sides in input pixels, per level a list; ``"auto"`` gives every level the side
+            ``8 * stride`` (32 on stride 4, as in the paper).
+        aspect_ratios: Height over width of the anchors.
+        depth_ratios: Depth over in-plane side of the anchors in physical units (volumes only).
+        anisotropy: Spacing in the plane over spacing along depth (volumes only).
+        rounded_anchors: Round half sides to whole pixels, as torchvision does.
+        num_proposals: Proposals kept per image, in training and in evaluation.
+        num_candidates: Anchors per level that enter suppression, in training and in evaluation.
+        rpn_samples: Anchors per image in the loss.
+        rpn_nms_threshold: IoU of the suppression of proposals.
+        box_levels: Levels that regions are read from, from the finest on; None takes all but an extra coarsest one.
+        box_size: Side of a region's features for class and box.
+        box_features: Width of the box branch.
+        box_samples: Regions per image in the loss.
+        positive_fraction: Largest share of positives among them.
+        positive_iou: Regions from this IoU with an object on are positive.
+        mask_size: Side of a region's features for the mask, which is twice as large.
+        mask_channels: Channels of the mask branch.
+        mask_convs: Convolutions of the mask branch.
+        sampling_ratio: Samples per bin and axis of RoIAlign.
+        mask_sampling_ratio: The same when true masks are sampled; 0 adapts to the region's size, as torchvision.
+        canonical_size: Side of the regions that are read from ``canonical_level``.
+        canonical_level: Index of that level, 0 is the finest.
+        score_threshold: Detections below are dropped.
+        nms_threshold: IoU above which the worse of two detections of a class goes.
+        detections_per_image: Most detections of one image; None is no cap.
+        pseudo_label_threshold: Detections above this teach a student.
+
+    Raises:
+        ValueError: If the levels have different channels, or do not fit the anchors.
+    """
+
+    task: ClassVar[str] = "instance"
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        num_classes: int,
+        spatial_dims: int = 2,
+        anchor_sizes: Sequence[Sequence[float]] | Literal["auto"] = "auto",
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        depth_ratios: Sequence[float] = (1.0,),
+        anisotropy: float = 1.0,
+        rounded_anchors: bool = False,
+        num_proposals: Sequence[int] = (1000, 1000),
+        num_candidates: Sequence[int] = (2000, 1000),
+        rpn_samples: int = 256,
+        rpn_nms_threshold: float = 0.7,
+        box_levels: int | None = None,
+        box_size: int = 7,
+        box_features: int = 1024,
+        box_samples: int = 512,
+        positive_fraction: float = 0.25,
+        positive_iou: float = 0.5,
+        mask_size: int = 14,
+        mask_channels: int = 256,
+        mask_convs: int = 4,
+        sampling_ratio: int = 2,
+        mask_sampling_ratio: int = 2,
+        canonical_size: float = 224.0,
+        canonical_level: int = 2,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int | None = None,
+        pseudo_label_threshold: float = 0.7,
+    ) -> None:
+        super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold)
+        if len(set(in_channels)) != 1:
+            raise ValueError(f"all levels need the same channels (put neck=fpn before this head), got {in_channels}")
+        channels = in_channels[0]
+        sizes = [[8.0 * min(stride)] for stride in strides] if anchor_sizes == "auto" else anchor_sizes
+        if len(sizes) != len(strides):
+            raise ValueError(
+                f"anchor_sizes has {len(sizes)} lists for {len(strides)} levels of strides {list(strides)}; "
+                "give one list per level, or 'auto'"
+            )
+        anchors = AnchorGenerator(sizes, aspect_ratios, depth_ratios, anisotropy, rounded_anchors)
+        self.rpn = RegionProposalNetwork(
+            channels, spatial_dims, anchors, num_proposals, num_candidates, rpn_nms_threshold,
+            samples_per_image=rpn_samples,
+        )  # fmt: skip
+        self.strides = tuple(tuple(stride) for stride in strides)
+        self.box_levels = box_levels if box_levels is not None else max(1, len(strides) - 1)
+        self.box_branch = BoxBranch(channels * box_size**spatial_dims, box_features, num_classes, spatial_dims)
+        self.mask_branch = MaskBranch(channels, mask_channels, mask_convs, num_classes, spatial_dims)
+        self.box_size = box_size
+        self.mask_size = mask_size
+        self.box_samples = box_samples
+        self.positive_fraction = positive_fraction
+        self.sampling_ratio = sampling_ratio
+        self.mask_sampling_ratio = mask_sampling_ratio
+        self.canonical_size = canonical_size
+        self.canonical_level = canonical_level
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+        self.matcher = Matcher(positive_iou, positive_iou, allow_low_quality=False)
+        self.coder = BoxCoder(weights=(10.0, 5.0))
+
+    def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
+        """Return raw outputs.
+
+        With targets: scores, shifts and masks of the regions sampled for the loss. In eval mode or without targets:
+        the detections, padded to the most of the batch: ``boxes`` (normalised), ``class_logits`` (background last),
+        ``labels``, ``scores``, ``roi_mask_logits`` and their validity mask ``valid``.
+        """
+        instances = _instances(targets)
+        outputs: Outputs = {"rpn": self.rpn(features, instances)}
+        proposals = outputs["rpn"]["proposals"]
+        if instances is not None:
+            outputs["samples"] = self._learn(features, proposals, instances)
+        if instances is None or not self.training:
+            outputs.update(self._detect(features, proposals))
+        return outputs
+
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Return the losses of proposals, classes, boxes and masks."""
+        samples = outputs["samples"]
+        labels, positives = samples["labels"], samples["positives"]
+        rows = torch.arange(len(samples["positive_labels"]), device=labels.device)
+        predicted = samples["deltas"][positives, samples["positive_labels"]].float()
+        box_loss = F.smooth_l1_loss(predicted, samples["wanted_deltas"], beta=1 / 9, reduction="sum")
+        mask_logits = samples["mask_logits"][rows, samples["positive_labels"]].float()
+        mask_loss = F.binary_cross_entropy_with_logits(mask_logits, samples["wanted_masks"], reduction="sum")
+        class_loss = F.cross_entropy(samples["class_logits"].float(), labels, reduction="sum")
+        return {
+            **self.rpn.loss(outputs["rpn"]),
+            "class": class_loss / max(1, len(labels)),
+            "box": box_loss / max(1, len(labels)),
+            "mask": mask_loss / max(1, mask_logits.numel()),
+        }
+
+    def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
+        """Return the detections with cropped masks: never a canvas per instance."""
+        results = []
+        for i, geometry in enumerate(geometries):
+            valid = outputs["valid"][i]
+            sides = outputs["boxes"].new_tensor(geometry.input_size[::-1] * 2)
+            boxes = box_convert(outputs["boxes"][i, valid], "cxcywh", "xyxy") * sides
+            boxes = geometry.boxes_to_original(boxes)
+            shapes = outputs["roi_mask_logits"][i, valid].float().sigmoid()
+            crops, origins = paste_crops(shapes, boxes, geometry.original_size)
+            instances = Instances(
+                boxes=boxes,
+                labels=outputs["labels"][i, valid],
+                masks=Masks.from_crops(crops, origins, geometry.original_size).to(boxes.device),
+                scores=outputs["scores"][i, valid],
+            )
+            results.append(Segmentation(instances=instances, geometry=geometry))
+        return results
+
+    def _regions(self, features: Features, boxes: Sequence[Tensor], size: int) -> Tensor:
+        """Return the features of boxes, each read from the level that fits its size."""
+        return multi_scale_roi_align(
+            features.levels[: self.box_levels],
+            self.strides[: self.box_levels],
+            boxes,
+            size,
+            sampling_ratio=self.sampling_ratio,
+            canonical_size=self.canonical_size,
+            canonical_level=self.canonical_level,
+        )
+
+    def _learn(
+        self, features: Features, proposals: Sequence[Tensor], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """Predict class, box and mask for regions sampled with the help of the truth."""
+        regions, positive_boxes, parts = [], [], []
+        for boxes, instances in zip(proposals, targets, strict=True):
+            chosen, part = self._sample(boxes, instances)
+            regions.append(chosen)
+            positive_boxes.append(chosen[: len(part["positive_labels"])])
+            parts.append(part)
+        class_logits, deltas = self.box_branch(self._regions(features, regions, self.box_size))
+        samples = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # The positives of each image stand first among its regions.
+        counts = [len(boxes) for boxes in regions]
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        positives = [
+            torch.arange(len(boxes), device=boxes.device) + start
+            for boxes, start in zip(positive_boxes, starts, strict=True)
+        ]
+        return {
+            **samples,
+            "positives": torch.cat(positives),
+            "class_logits": class_logits,
+            "deltas": deltas,
+            "mask_logits": self.mask_branch(self._regions(features, positive_boxes, self.mask_size)),
+        }
+
+    @torch.no_grad()
+    def _sample(self, proposals: Tensor, instances: Instances) -> tuple[Tensor, dict[str, Tensor]]:
+        """Choose regions of one image, positives first, and what they should become."""
+        if instances.masks is None:
+            raise ValueError("Mask R-CNN learns from masks, but the targets have boxes only; give Instances(masks=...)")
+        objects = instances[~instances.ignore]
+        regions = torch.cat([proposals, objects.boxes])
+        matches = self.matcher(box_iou(objects.boxes, regions))
+        matches = leave_out_ignored(matches, regions, instances.boxes[instances.ignore])
+        positives, negatives = balanced_sample(matches, self.box_samples, self.positive_fraction)
+        boxes, matched = regions[positives], matches[positives]
+        background = torch.full_like(negatives, self.num_classes)
+        true_masks = objects.masks[matched]  # type: ignore[index]
+        size = (2 * self.mask_size,) * self.spatial_dims
+        return torch.cat([boxes, regions[negatives]]), {
+            "labels": torch.cat([objects.labels[matched], background]),
+            "positive_labels": objects.labels[matched],
+            "wanted_deltas": self.coder.encode(objects.boxes[matched], boxes),
+            "wanted_masks": true_masks.crop_and_resize(boxes, size, self.mask_sampling_ratio),
+        }
+
+    def _detect(self, features: Features, proposals: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Classify and refine the proposals, suppress doubles, and predict the masks of what is left."""
+        class_logits, deltas = self.box_branch(self._regions(features, proposals, self.box_size))
+        counts = [len(boxes) for boxes in proposals]
+        found = [
+            self._select(boxes, logits, shifts, valid)
+            for boxes, logits, shifts, valid in zip(
+                proposals, class_logits.split(counts), deltas.split(counts), features.valid_sizes.tolist(),
+                strict=True,
+            )
+        ]  # fmt: skip
+        boxes = [part["boxes"] for part in found]
+        mask_logits = self.mask_branch(self._regions(features, boxes, self.mask_size))
+        labels = torch.cat([part["labels"] for part in found])
+        mask_logits = mask_logits[torch.arange(len(labels), device=labels.device), labels]
+        for part, logits in zip(found, mask_logits.split([len(b) for b in boxes]), strict=True):
+            part["roi_mask_logits"] = logits
+            part["valid"] = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+            sides = part["boxes"].new_tensor(features.input_size[::-1] * 2)
+            part["boxes"] = box_convert(part["boxes"], "xyxy", "cxcywh") / sides
+        return {name: nn.utils.rnn.pad_sequence([part[name] for part in found], True) for name in found[0]}
+
+    def _select(self, regions: Tensor, logits: Tensor, deltas: Tensor, valid_size: Sequence[int]) -> dict[str, Any]:
+        """Return the detections of one image, best first."""
+        scores = logits.float().softmax(dim=1)[:, :-1]
+        rows, labels = (scores > self.score_threshold).nonzero(as_tuple=True)
+        boxes = self.coder.decode(deltas[rows, labels].float(), regions[rows])
+        boxes = clip_boxes(boxes, valid_size)
+        half = boxes.shape[1] // 2
+        large = ((boxes[:, half:] - boxes[:, :half]) >= 1e-2).all(dim=1)
+        rows, labels, boxes = rows[large], labels[large], boxes[large]
+        kept = batched_nms(boxes, scores[rows, labels], labels, self.nms_threshold)[: self.detections_per_image]
+        return {
+            "boxes": boxes[kept],
+            "labels": labels[kept],
+            "scores": scores[rows[kept], labels[kept]],
+            "class_logits": logits[rows[kept]],
+        }
+
+
+def _instances(targets: Targets | None) -> Sequence[Instances] | None:
+    """Return the targets, which must be instances."""
+    if isinstance(targets, Tensor):
+        raise ValueError(
+            "Mask R-CNN learns from instances, but was given label maps of classes; "
+            "use a semantic head such as head=fcn, or a dataset with task: instance"
+        )
+    return targets

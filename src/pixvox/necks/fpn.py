@@ -1,0 +1,63 @@
+"""Feature pyramid network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pixvox.layers import conv, max_pool, resize
+from pixvox.necks.neck import Neck
+
+
+class FPN(Neck):
+    """Top-down pathway with lateral connections: every level gets the semantics of the coarsest.
+
+    "Feature Pyramid Networks for Object Detection" (Lin et al., 2017, https://arxiv.org/abs/1612.03144), for images
+    and volumes.
+
+    Args:
+        in_channels: Channels of the backbone's levels, finest first.
+        strides: Strides of the backbone's levels, per axis in array order.
+        spatial_dims: 2 or 3.
+        out_channels: Channels of every level given out.
+        extra_level: Add a coarser level, every second pixel of the coarsest one (for the largest anchors).
+
+    Example:
+        >>> import torch
+        >>> neck = FPN(in_channels=(8, 16), strides=((4, 4), (8, 8)), out_channels=4)
+        >>> levels = neck((torch.zeros(1, 8, 8, 12), torch.zeros(1, 16, 4, 6)))
+        >>> [tuple(level.shape) for level in levels], neck.strides
+        ([(1, 4, 8, 12), (1, 4, 4, 6), (1, 4, 2, 3)], ((4, 4), (8, 8), (16, 16)))
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        spatial_dims: int = 2,
+        out_channels: int = 256,
+        extra_level: bool = True,
+    ) -> None:
+        out_strides = [tuple(stride) for stride in strides]
+        if extra_level:
+            out_strides.append(tuple(2 * step for step in out_strides[-1]))
+        super().__init__((out_channels,) * len(out_strides), out_strides)
+        self.extra_level = extra_level
+        self.lateral = nn.ModuleList([conv(spatial_dims, c, out_channels, 1) for c in in_channels])
+        self.output = nn.ModuleList([conv(spatial_dims, out_channels, out_channels, 3) for _ in in_channels])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the pyramid, finest first."""
+        merged: list[Tensor] = []
+        for level, lateral in zip(reversed(levels), reversed(self.lateral), strict=True):
+            x = lateral(level)
+            merged.append(x + resize(merged[-1], x.shape[2:], mode="nearest") if merged else x)
+        outputs = [output(x) for output, x in zip(self.output, reversed(merged), strict=True)]
+        if self.extra_level:
+            outputs.append(max_pool(outputs[-1], kernel_size=1, stride=2))
+        return tuple(outputs)

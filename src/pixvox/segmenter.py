@@ -1,0 +1,204 @@
+"""The model on one screen: normalise -> backbone -> neck -> head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pixvox.backbones.backbone import Backbone
+from pixvox.errors import ConfigError
+from pixvox.heads.head import Head, Outputs
+from pixvox.necks.neck import Neck, NoNeck
+from pixvox.normalizer import Normalizer, PercentileNormalizer
+from pixvox.structures import Features, Geometry, Segmentation, Targets
+
+
+class Segmenter(nn.Module):
+    """A segmentation model of four parts that know only each other's channels and strides.
+
+    ``forward`` and ``loss`` take normalised images; ``predict`` takes files, arrays and un-normalised tensors.
+
+    Args:
+        backbone: Images to feature maps.
+        neck: Feature maps to feature maps; None hands them on as they are.
+        head: Features to predictions.
+        normalizer: Un-normalised to normalised images; by default by the percentiles of each image.
+        class_names: Names by class index.
+
+    Raises:
+        ConfigError: If the parts are for different ``spatial_dims``, or there are not as many names as classes.
+
+    Example:
+        >>> from pixvox.backbones.simple import Simple
+        >>> from pixvox.heads.fcn import FCN
+        >>> backbone = Simple(channels=(8, 16), strides=(2, 4))
+        >>> head = FCN(in_channels=backbone.channels, strides=backbone.strides, num_classes=3)
+        >>> model = Segmenter(backbone, None, head)
+        >>> tuple(model(torch.zeros(1, 3, 37, 50))["logits"].shape)
+        (1, 3, 37, 50)
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Neck | None,
+        head: Head,
+        normalizer: Normalizer | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if backbone.spatial_dims != head.spatial_dims:
+            raise ConfigError(
+                f"the backbone is for spatial_dims={backbone.spatial_dims}, the head for {head.spatial_dims}; "
+                "build both with one spatial_dims"
+            )
+        if class_names and len(class_names) != head.num_classes:
+            raise ConfigError(f"{len(class_names)} class names for {head.num_classes} classes: {list(class_names)}")
+        self.normalizer = normalizer or PercentileNormalizer()
+        self.backbone = backbone
+        self.neck = neck or NoNeck(backbone.channels, backbone.strides)
+        self.head = head
+        self.class_names = tuple(class_names) or tuple(f"class_{i}" for i in range(head.num_classes))
+        self.config: dict[str, Any] = {}
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channels *spatial"],
+        targets: Targets | None = None,
+        valid_sizes: Int[Tensor, "batch dims"] | None = None,
+    ) -> Outputs:
+        """Return the head's raw outputs; with targets they hold ``"losses"`` too.
+
+        Args:
+            images: Normalised images of any size.
+            targets: Truth in the frame of ``images``.
+            valid_sizes: The part of each image that is not padding, in array order; by default all of it.
+        """
+        features = self.features(images, valid_sizes)
+        outputs: Outputs = self.head(features, targets)
+        if targets is not None:
+            outputs["losses"] = self.head.loss(outputs, targets)
+        return outputs
+
+    def features(
+        self,
+        images: Float[Tensor, "batch channels *spatial"],
+        valid_sizes: Int[Tensor, "batch dims"] | None = None,
+    ) -> Features:
+        """Return what the head is given, for those who look at or perturb it."""
+        self._check_images(images)
+        if valid_sizes is None:
+            valid_sizes = torch.tensor([images.shape[2:]] * images.shape[0], device=images.device)
+        padded = _pad_to_multiple(images, self.size_divisor)
+        levels = self.neck(self.backbone(padded))
+        return Features(tuple(levels), self.neck.strides, padded, valid_sizes, {"output_size": images.shape[2:]})
+
+    def loss(
+        self, images: Tensor, targets: Targets, valid_sizes: Int[Tensor, "batch dims"] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss terms by name, for normalised images."""
+        losses: dict[str, Tensor] = self(images, targets, valid_sizes)["losses"]
+        return losses
+
+    def normalize(
+        self, images: Tensor, intensity_ranges: Tensor | None = None, valid_sizes: Tensor | None = None
+    ) -> Tensor:
+        """Return normalised images with their padding set to zero; see ``pixvox.normalizer``."""
+        normalized: Tensor = self.normalizer(images, intensity_ranges, valid_sizes)
+        return normalized
+
+    def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
+        """Return predictions in the original frame of each geometry, with class names."""
+        results = self.head.postprocess(outputs, geometries)
+        for result, geometry in zip(results, geometries, strict=True):
+            result.geometry = geometry
+            result.class_names = self.class_names
+        return results
+
+    def predict(self, inputs: Any, **options: Any) -> Any:
+        """Segment a path, folder, list, PIL image, array or **un-normalised** tensor, at its original size.
+
+        Returns one ``Segmentation`` for a single input and a list otherwise; options are those of
+        ``pixvox.inference.predictor``.
+        """
+        from pixvox.inference.predictor import predict
+
+        return predict(self, inputs, **options)
+
+    @property
+    def task(self) -> str:
+        """``"instance"``, ``"semantic"`` or ``"panoptic"``."""
+        return self.head.task
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return self.backbone.spatial_dims
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.backbone.in_channels
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, without any background a head adds inside."""
+        return self.head.num_classes
+
+    @property
+    def size_divisor(self) -> tuple[int, ...]:
+        """Sizes are padded to multiples of this inside, per axis in array order."""
+        return self.backbone.size_divisor
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Segmenter:
+        """Build a model from a plain dictionary.
+
+        Args:
+            config: ``backbone``, ``neck``, ``head`` and ``normalizer``, each with its ``_target_`` (neck and head
+                ``_partial_``: their channels and strides are asked of the part before), and ``class_names``.
+
+        Raises:
+            ConfigError: If a part cannot be built from its arguments.
+        """
+        backbone = _instantiate("backbone", config["backbone"])
+        neck = _instantiate("neck", config["neck"], in_channels=backbone.channels, strides=backbone.strides)
+        head = _instantiate("head", config["head"], in_channels=neck.channels, strides=neck.strides)
+        normalizer = _instantiate("normalizer", config["normalizer"])
+        model = cls(backbone, neck, head, normalizer, tuple(config.get("class_names") or ()))
+        model.config = dict(config)
+        return model
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.dim() != self.spatial_dims + 2 or images.shape[1] != self.in_channels:
+            axes = ", ".join(("depth", "height", "width")[-self.spatial_dims :])
+            raise ValueError(
+                f"this model takes images (batch, channels, {axes}) with {self.in_channels} channels, "
+                f"got {tuple(images.shape)}"
+            )
+
+
+def _instantiate(part: str, config: Mapping[str, Any], **asked: Any) -> Any:
+    """Build one part; what the part before it told (``asked``) completes a partial."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    try:
+        built = instantiate(OmegaConf.create(dict(config)), _convert_="all")
+        return built(**asked) if asked else built
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{part} ({config.get('_target_')}): {cause}") from error
+
+
+def _pad_to_multiple(images: Tensor, divisor: Sequence[int]) -> Tensor:
+    """Pad the far end of each spatial axis with zeros, the normalised images' neutral value."""
+    padding = [-length % step for length, step in zip(images.shape[2:], divisor, strict=True)]
+    if not any(padding):
+        return images
+    return F.pad(images, [side for extra in reversed(padding) for side in (0, extra)])
