@@ -1,1 +1,1 @@
-"""Data."""
+"""Images and their annotations: readers, datasets, transforms, batches."""

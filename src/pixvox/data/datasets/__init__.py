@@ -1,1 +1,1 @@
-"""Datasets."""
+"""Datasets on disk, and how to find out which kind a folder holds."""

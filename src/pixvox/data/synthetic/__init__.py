@@ -1,1 +1,1 @@
-"""Synthetic."""
+"""Images with known truth, from a seed alone."""

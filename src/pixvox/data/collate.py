@@ -1,0 +1,114 @@
+"""Samples to a batch: padded at the far ends to one size, targets expanded, the way back kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pixvox.data.sample import Sample
+from pixvox.data.transforms.crop import axis_lengths
+from pixvox.data.transforms.warp import background
+from pixvox.errors import DataError
+from pixvox.structures import Batch, Instances, Segmentation, Size
+
+
+class Collate:
+    """Turn samples into a ``Batch``.
+
+    Args:
+        size_divisor: Each length of the batch is a multiple of it: one for all axes, or per axis in array
+            order.
+        min_size: Smallest length per axis, so that all training batches have one shape; None for no limit.
+        min_object_size: Objects with fewer pixels or voxels are dropped from the targets: mostly what a crop
+            has left of an object at its border.
+    """
+
+    def __init__(
+        self,
+        size_divisor: int | Sequence[int] = 32,
+        min_size: int | Sequence[int] | None = None,
+        min_object_size: int = 1,
+    ) -> None:
+        self.size_divisor = size_divisor
+        self.min_size = min_size
+        self.min_object_size = min_object_size
+
+    def __call__(self, samples: Sequence[Sample], truths: list[Segmentation] | None = None) -> Batch:
+        """Return the batch.
+
+        Raises:
+            DataError: If samples differ in channels, dimensions, or in having annotations.
+        """
+        _check_alike(samples)
+        size = self._padded_size(samples)
+        images = torch.stack([_pad(sample.image, size, background(sample)) for sample in samples])
+        ranges = [sample.intensity_range for sample in samples if sample.intensity_range is not None]
+        return Batch(
+            images=images,
+            targets=self._targets(samples, size),
+            geometries=[sample.geometry(size) for sample in samples],
+            intensity_ranges=torch.stack(ranges) if len(ranges) == len(samples) else None,
+            truths=truths,
+            indices=[sample.index for sample in samples],
+            sources=[sample.source for sample in samples],
+        )
+
+    def _padded_size(self, samples: Sequence[Sample]) -> Size:
+        dims = samples[0].spatial_dims
+        divisors = axis_lengths(self.size_divisor, dims)
+        least = (1,) * dims if self.min_size is None else axis_lengths(self.min_size, dims)
+        largest = [max(lengths) for lengths in zip(*(sample.size for sample in samples), least, strict=True)]
+        return tuple(
+            math.ceil(length / divisor) * divisor for length, divisor in zip(largest, divisors, strict=True)
+        )
+
+    def _targets(self, samples: Sequence[Sample], size: Size) -> list[Instances] | Tensor | None:
+        if not samples[0].annotated:
+            return None
+        if samples[0].layers is None:
+            maps = [sample.class_map for sample in samples if sample.class_map is not None]
+            ignored = samples[0].ignore_index
+            return torch.stack([_pad(each[None], size, torch.tensor([ignored]))[0] for each in maps]).long()
+        return [_on_canvas(sample.instances(self.min_object_size), size) for sample in samples]
+
+
+def _check_alike(samples: Sequence[Sample]) -> None:
+    first = samples[0]
+    for sample in samples[1:]:
+        if sample.image.ndim != first.image.ndim or sample.image.shape[0] != first.image.shape[0]:
+            raise DataError(
+                f"images of one batch must agree in channels and dimensions: {first.source} is "
+                f"{tuple(first.image.shape)}, {sample.source} is {tuple(sample.image.shape)}; "
+                f"set channels=rgb or channels=grey"
+            )
+        if (sample.layers is None, sample.class_map is None) != (
+            first.layers is None,
+            first.class_map is None,
+        ):
+            raise DataError(
+                f"images of one batch need the same kind of annotations: {first.source} and {sample.source}"
+            )
+
+
+def _pad(values: Tensor, size: Size, fill: Tensor) -> Tensor:
+    """Pad ``(channels, *spatial)`` at the far ends, each channel with its own value."""
+    if tuple(values.shape[1:]) == size:
+        return values
+    canvas = fill.to(values.dtype).view(-1, *[1] * len(size)).expand(values.shape[0], *size).clone()
+    canvas[(slice(None), *(slice(0, length) for length in values.shape[1:]))] = values
+    return canvas
+
+
+def _on_canvas(instances: Instances, size: Size) -> Instances:
+    """Return the instances on a larger canvas: padding at the far ends moves nothing."""
+    if instances.size == size:
+        return instances
+    masks = instances.masks
+    if masks is not None:
+        masks = type(masks)(masks.data, masks.origins, masks.shapes, size)
+    return Instances(
+        boxes=instances.boxes, labels=instances.labels, masks=masks, ignore=instances.ignore, size=size
+    )

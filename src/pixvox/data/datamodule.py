@@ -1,0 +1,249 @@
+"""Datasets, transforms and loaders of one experiment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from pixvox.data.collate import Collate
+from pixvox.data.dataset import Concatenation, Dataset, Subset, seeded_subset
+from pixvox.data.loading import EpochSampler, EvaluationView, TrainingView
+from pixvox.data.metadata import Metadata
+from pixvox.data.transforms.compose import Transform
+from pixvox.errors import DataError
+from pixvox.structures import Batch
+
+logger = logging.getLogger(__name__)
+
+
+class DataModule(LightningDataModule):
+    """Give a training its batches.
+
+    Give either datasets, or a ``path`` whose layout is found by ``open_dataset``. Everything random is drawn
+    from ``(seed, epoch, index)``: the number of workers changes nothing. The sampler shares images among
+    processes by itself, so a ``Trainer`` needs ``use_distributed_sampler=False``; evaluation then sees each
+    image exactly once.
+
+    Args:
+        train: Images to learn from.
+        val: Images to evaluate on, without augmentation, in their original frame.
+        test: Images for ``test_dataloader``.
+        unlabelled: Images without annotations for semi-supervised methods.
+        path: Folder of a dataset, instead of the four above.
+        options: Options of ``open_dataset`` for ``path``, such as ``task`` or ``val_fraction``.
+        train_transforms: Augmentation; nothing when None.
+        eval_transforms: Deterministic steps, such as a resize; nothing when None.
+        image_size: Training batches are padded to at least this size, one length or one per axis in array
+            order.
+        batch_size: Images per process and step.
+        eval_batch_size: Images per evaluation step; 1 avoids padding images of different sizes.
+        num_workers: Processes that load; 0 loads in the main process.
+        seed: Seed of order, augmentation and subsets.
+        size_divisor: Padded sizes are multiples of it, one for all axes or per axis in array order; a model
+            tells its own as ``segmenter.size_divisor``.
+        min_object_size: Smaller objects (pixels or voxels) are not learned.
+        num_labeled_images: Size of the seeded subset of ``train`` whose annotations are used; -1 for all.
+        num_unlabeled_images: Size of the seeded subset of unlabelled images: those of ``unlabelled``, those
+            of ``train`` without annotations and those whose annotations are not used; -1 for all, 0 for none.
+        on_bad_sample: ``"raise"``, or ``"skip"`` to train on the next good image instead of one that cannot
+            be read; what was skipped is counted and listed in ``bad_samples()``. Evaluation always raises.
+
+    Raises:
+        DataError: If there is nothing to train on, or if the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        train: Dataset | None = None,
+        val: Dataset | None = None,
+        test: Dataset | None = None,
+        unlabelled: Dataset | None = None,
+        path: str | Path | None = None,
+        options: Mapping[str, Any] | None = None,
+        train_transforms: Transform | None = None,
+        eval_transforms: Transform | None = None,
+        image_size: int | Sequence[int] | None = None,
+        batch_size: int = 4,
+        eval_batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 42,
+        size_divisor: int | Sequence[int] = 32,
+        min_object_size: int = 4,
+        num_labeled_images: int = -1,
+        num_unlabeled_images: int = 0,
+        on_bad_sample: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__()
+        if on_bad_sample not in ("raise", "skip"):
+            raise ValueError(f"on_bad_sample must be 'raise' or 'skip', got {on_bad_sample!r}")
+        if path is not None:
+            train, val, test, unlabelled = _open_splits(path, dict(options or {}), seed)
+        if train is None:
+            raise DataError("a DataModule needs a train dataset, or the path of a dataset")
+        self.train, self.unlabelled = _labelled_and_not(
+            train, unlabelled, num_labeled_images, num_unlabeled_images, seed
+        )
+        self.val, self.test = val, test
+        for name, dataset in (("val", val), ("test", test), ("unlabelled", self.unlabelled)):
+            if dataset is not None:
+                _check_fits(train.metadata, dataset.metadata, name)
+        self.train_transforms, self.eval_transforms = train_transforms, eval_transforms
+        self.image_size, self.size_divisor = image_size, size_divisor
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.seed, self.min_object_size, self.on_bad_sample = seed, min_object_size, on_bad_sample
+        self._epoch = 0
+        self._samplers: list[EpochSampler] = []
+        self._views: list[TrainingView] = []
+
+    @property
+    def metadata(self) -> Metadata:
+        """Task, classes, channels and dimensions of the training data."""
+        return self.train.metadata
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose order and augmentation of an epoch; Lightning's loops do so by themselves."""
+        self._epoch = epoch
+        for sampler in self._samplers:
+            sampler.set_epoch(epoch)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return labelled, augmented batches."""
+        return self._training_loader(self.train, self.seed)
+
+    def unlabelled_dataloader(self) -> DataLoader[Batch]:
+        """Return augmented batches without targets, for semi-supervised methods to combine with the labelled.
+
+        Raises:
+            DataError: If there are none.
+        """
+        if self.unlabelled is None:
+            raise DataError("there are no unlabelled images; set num_unlabeled_images=-1 (all) or a number")
+        return self._training_loader(self.unlabelled, self.seed + 1)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return batches with ``truths`` in the original frame.
+
+        Raises:
+            DataError: If there is no validation split.
+        """
+        if self.val is None:
+            raise DataError("this dataset has no val split; give one, or set val_fraction")
+        return self._evaluation_loader(self.val)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return batches of the test split with ``truths``.
+
+        Raises:
+            DataError: If there is no test split.
+        """
+        if self.test is None:
+            raise DataError("this dataset has no test split")
+        return self._evaluation_loader(self.test)
+
+    def bad_samples(self) -> list[str]:
+        """Return what training has skipped so far, one line per unreadable image."""
+        return sorted({line for view in self._views for line in view.skipped()})
+
+    def teardown(self, stage: str) -> None:
+        """List the images that were skipped."""
+        skipped = self.bad_samples()
+        if skipped:
+            logger.warning("%d unreadable images were skipped:\n%s", len(skipped), "\n".join(skipped))
+
+    def _training_loader(self, dataset: Dataset, seed: int) -> DataLoader[Batch]:
+        view = TrainingView(dataset, self.train_transforms, seed, self.on_bad_sample == "skip")
+        sampler = EpochSampler(len(dataset), seed, shuffle=True)
+        sampler.set_epoch(self._epoch)
+        self._samplers.append(sampler)
+        self._views.append(view)
+        collate = Collate(self.size_divisor, self.image_size, self.min_object_size)
+        # With fewer images than a batch, dropping the last batch would leave nothing.
+        drop_last = sampler.per_process > self.batch_size
+        return self._loader(view, self.batch_size, sampler, collate, drop_last)
+
+    def _evaluation_loader(self, dataset: Dataset) -> DataLoader[Batch]:
+        view = EvaluationView(dataset, self.eval_transforms, Collate(self.size_divisor), self.seed)
+        sampler = EpochSampler(len(dataset), self.seed, shuffle=False)
+        return self._loader(view, self.eval_batch_size, sampler, view.collate, drop_last=False)
+
+    def _loader(
+        self, view: Any, batch_size: int, sampler: EpochSampler, collate: Any, drop_last: bool
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            view,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            # Its own generator: drawing the base seed of the workers must not move the global one.
+            generator=torch.Generator().manual_seed(self.seed),
+            persistent_workers=False,
+        )
+
+
+def _open_splits(
+    path: str | Path, options: dict[str, Any], seed: int
+) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
+    from pixvox.data.datasets.open import open_dataset, split_names
+
+    options.setdefault("seed", seed)
+    found = split_names(path)
+    train = open_dataset(path, "train", **options)
+    val = open_dataset(path, "val", **options)
+    test = open_dataset(path, "test", **options) if "test" in found else None
+    unlabelled = open_dataset(path, "unlabelled", **options) if "unlabelled" in found else None
+    return train, val, test, unlabelled
+
+
+def _labelled_and_not(
+    train: Dataset, unlabelled: Dataset | None, num_labeled: int, num_unlabeled: int, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    """Return the images whose annotations are used, and those that serve without annotations."""
+    missing = set(train.unlabelled_indices())
+    annotated = [index for index in range(len(train)) if index not in missing]
+    if not annotated:
+        raise DataError(f"the train split of {train.metadata.name or 'this dataset'} has no annotated image")
+    try:
+        chosen = [annotated[place] for place in seeded_subset(len(annotated), num_labeled, seed)]
+    except ValueError as error:
+        raise DataError(f"num_labeled_images: {error}") from error
+    if not chosen:
+        raise DataError("num_labeled_images=0 leaves nothing to learn from; give a number, or -1 for all")
+    labelled = train if len(chosen) == len(train) else Subset(train, chosen)
+    if num_unlabeled == 0:
+        return labelled, None
+    rest = sorted(set(range(len(train))) - set(chosen))
+    pools = [Subset(train, rest, unlabelled=True)] if rest else []
+    if unlabelled is not None:
+        pools.append(Subset(unlabelled, range(len(unlabelled)), unlabelled=True))
+    if not pools and num_unlabeled == -1:
+        return labelled, None
+    if not pools:
+        raise DataError(
+            f"num_unlabeled_images={num_unlabeled}, but every image is labelled and used; "
+            f"lower num_labeled_images, or put images without labels into the dataset"
+        )
+    pool = Concatenation(pools)
+    try:
+        return labelled, Subset(pool, seeded_subset(len(pool), num_unlabeled, seed), unlabelled=True)
+    except ValueError as error:
+        raise DataError(f"num_unlabeled_images: {error}") from error
+
+
+def _check_fits(train: Metadata, other: Metadata, name: str) -> None:
+    """Refuse splits that do not go through one model."""
+    fields = ("spatial_dims", "in_channels")
+    if name != "unlabelled":
+        fields = (*fields, "task", "class_names")  # type: ignore[assignment]
+    for field in fields:
+        ours, theirs = getattr(train, field), getattr(other, field)
+        if ours != theirs:
+            raise DataError(f"{field} of the splits must agree: train has {ours!r}, {name} has {theirs!r}")

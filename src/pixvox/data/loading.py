@@ -1,0 +1,180 @@
+"""Order, augmentation and evaluation of a dataset, drawn from (seed, epoch, index) and not from workers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from pixvox.data.collate import Collate
+from pixvox.data.dataset import Dataset
+from pixvox.data.sample import Sample
+from pixvox.data.transforms.compose import Transform
+from pixvox.errors import DataError
+from pixvox.structures import Batch, Segmentation
+
+Key = tuple[int, int]
+"""Epoch and index: with the epoch in the key, workers that live on know it too."""
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """Return the generator of one sample in one epoch."""
+    words = np.random.SeedSequence((seed, epoch, index)).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+
+class EpochSampler(Sampler[Key]):
+    """Yield ``(epoch, index)`` in an order that is a function of seed and epoch, shared among processes.
+
+    Args:
+        length: Number of images.
+        seed: Seed of the order.
+        shuffle: Shuffle, and give every process the same number of images (a few are seen twice); otherwise
+            keep the order and give every image to exactly one process.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+        self.length = length
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+
+    @property
+    def per_process(self) -> int:
+        """Number of images of this process."""
+        return len(self._mine())
+
+    def __len__(self) -> int:
+        return self.per_process
+
+    def _mine(self) -> Sequence[int]:
+        rank, world = _rank_and_world()
+        if not self.shuffle:
+            return range(rank, self.length, world)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        rounds = -(-self.length // world)
+        return [int(index) for index in np.resize(order, rounds * world)[rank::world]]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter([(self.epoch, index) for index in self._mine()])
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class TrainingView(TorchDataset[Sample]):
+    """A dataset with its augmentation.
+
+    Args:
+        dataset: What is augmented.
+        transform: The augmentation; nothing when None.
+        seed: Seed of the augmentation.
+        skip_bad: Take the next readable image for one that is not, and note it.
+    """
+
+    def __init__(
+        self, dataset: Dataset, transform: Transform | None, seed: int, skip_bad: bool = False
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+        # Workers are processes: what they skip is noted in a file, one short line per write.
+        self._notes: Path | None = None
+        if skip_bad:
+            handle, name = tempfile.mkstemp(prefix="pixvox_skipped_", suffix=".txt")
+            os.close(handle)
+            self._notes = Path(name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        sample = read_sample(self.dataset, index) if self._notes is None else self._next_good(index)
+        if self.transform is None:
+            return sample
+        return self.transform(sample, sample_generator(self.seed, epoch, index))
+
+    def _next_good(self, index: int) -> Sample:
+        for step in range(len(self.dataset)):
+            place = (index + step) % len(self.dataset)
+            try:
+                return read_sample(self.dataset, place)
+            except DataError as error:
+                self._note(str(error))
+        raise DataError("no image of the dataset can be read; see the messages above")
+
+    def _note(self, message: str) -> None:
+        if self._notes is not None:
+            with self._notes.open("a") as notes:
+                notes.write(" ".join(message.split()) + "\n")
+
+    def skipped(self) -> list[str]:
+        """Return the messages of all images that were skipped so far, in all workers."""
+        if self._notes is None or not self._notes.exists():
+            return []
+        return sorted(set(self._notes.read_text().splitlines()))
+
+
+class EvaluationView(TorchDataset["tuple[Sample, Segmentation | None]"]):
+    """A dataset as it is, with its truth in the original frame beside the network's input.
+
+    Args:
+        dataset: What is evaluated.
+        transform: Deterministic steps; nothing when None.
+        collate: Makes the batch.
+        seed: Seed for transforms that draw all the same.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Transform | None, collate: Collate, seed: int) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.collater = collate
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> tuple[Sample, Segmentation | None]:
+        index = key[1]
+        sample = read_sample(self.dataset, index)
+        truth = sample.truth(self.dataset.metadata.class_names) if sample.annotated else None
+        if self.transform is not None:
+            sample = self.transform(sample, sample_generator(self.seed, 0, index))
+        return sample, truth
+
+    def collate(self, pairs: Sequence[tuple[Sample, Segmentation | None]]) -> Batch:
+        """Return the batch with its truths."""
+        truths = [truth for _, truth in pairs if truth is not None]
+        return self.collater([sample for sample, _ in pairs], truths if len(truths) == len(pairs) else None)
+
+
+def read_sample(dataset: Dataset, index: int) -> Sample:
+    """Read one image; errors of files and annotations name the file and the index.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return replace(dataset[index], index=index)
+    except DataError as error:
+        source = dataset.source(index)
+        named = str(error) if source in str(error) else f"{source}: {error}"
+        raise DataError(f"image {index}: {named}") from error
+    except (OSError, MemoryError) as error:
+        raise DataError(f"image {index}: {dataset.source(index)} cannot be read: {error}") from error

@@ -1,0 +1,106 @@
+"""Rotate, scale and shear an image and its annotations, and cut the patch in the same step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pixvox.data.sample import Sample
+from pixvox.data.transforms.compose import Transform, happens, uniform
+from pixvox.data.transforms.crop import axis_lengths, cut, patch_start
+from pixvox.data.transforms.warp import pixel_grid, warp
+from pixvox.structures import Size
+
+
+class RandomAffine(Transform):
+    """Rotate, scale and shear about the centre of the image, or of a random patch of it.
+
+    Rotations are rotations in physical space: with a spacing of 2 x 1 x 1 micrometres a turned sphere stays a
+    sphere. With ``size`` the patch is sampled straight from the whole image, so that its corners show what is
+    there, everything is interpolated once, and the cost is that of the patch.
+
+    Args:
+        rotation: Largest angle in degrees, to both sides; one for all planes, or one per pair of axes: in 2-D
+            ``[yx]``, in 3-D ``[zy, zx, yx]``. For anisotropic volumes turn in the last plane only: ``[0, 0,
+            180]``.
+        scale: Smallest and largest magnification, one draw for all axes.
+        shear: Largest shear of each pair of axes, as a tangent.
+        probability: Probability of a change; otherwise the patch is cut out exactly.
+        size: Length of the patch, one for all axes or per axis; the whole image when None.
+        foreground: Share of the patches that are placed on an object; see ``RandomCrop``.
+
+    Raises:
+        ValueError: If the range of ``scale`` is not positive and ascending.
+    """
+
+    def __init__(
+        self,
+        rotation: float | Sequence[float] = 0.0,
+        scale: Sequence[float] = (1.0, 1.0),
+        shear: float = 0.0,
+        probability: float = 1.0,
+        size: int | Sequence[int] | None = None,
+        foreground: float = 0.0,
+    ) -> None:
+        low, high = scale
+        if not 0 < low <= high:
+            raise ValueError(
+                f"scale must be a positive ascending range such as [0.8, 1.25], got {list(scale)}"
+            )
+        self.rotation = rotation
+        self.scale = (float(low), float(high))
+        self.shear = shear
+        self.probability = probability
+        self.size = size
+        self.foreground = foreground
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Return the changed sample, or patch of it."""
+        dims = sample.spatial_dims
+        changed = happens(generator, self.probability)
+        matrix = self._matrix(dims, generator)
+        size, start = sample.size, (0,) * dims
+        if self.size is not None:
+            size = self._patch_size(sample)
+            start = patch_start(sample, size, self.foreground, generator)
+        if not changed:
+            return cut(sample, start, size) if self.size is not None else sample
+        spacing = torch.tensor(sample.spacing if sample.spacing is not None else (1.0,) * dims)
+        # Physical rotation seen in pixels: stretch to physical lengths, turn, shrink back.
+        matrix = matrix * spacing[None] / spacing[:, None]
+        centre = torch.tensor([(length - 1) / 2 for length in size])
+        first = torch.tensor(start, dtype=torch.float32)
+        places = (pixel_grid(size) - centre) @ matrix.T + centre + first
+        return replace(warp(sample, places), original_size=None)
+
+    def _patch_size(self, sample: Sample) -> Size:
+        size = axis_lengths(self.size if self.size is not None else sample.size, sample.spatial_dims)
+        return tuple(min(length, whole) for length, whole in zip(size, sample.size, strict=True))
+
+    def _matrix(self, dims: int, generator: torch.Generator) -> Float[Tensor, "dims dims"]:
+        """Draw the matrix that maps output offsets to input offsets in an isotropic frame."""
+        planes = list(combinations(range(dims), 2))
+        limits = (
+            [self.rotation] * len(planes) if isinstance(self.rotation, (int, float)) else list(self.rotation)
+        )
+        if len(limits) != len(planes):
+            raise ValueError(
+                f"rotation needs one angle, or {len(planes)} for the planes of a {dims}-D image, got {limits}"
+            )
+        matrix = torch.eye(dims)
+        for (a, b), limit in zip(planes, limits, strict=True):
+            angle = math.radians(uniform(generator, -limit, limit))
+            turn = torch.eye(dims)
+            turn[a, a] = turn[b, b] = math.cos(angle)
+            turn[a, b], turn[b, a] = -math.sin(angle), math.sin(angle)
+            tilt = torch.eye(dims)
+            tilt[a, b] = uniform(generator, -self.shear, self.shear)
+            matrix = turn @ tilt @ matrix
+        magnification = math.exp(uniform(generator, math.log(self.scale[0]), math.log(self.scale[1])))
+        return matrix / magnification
