@@ -1,0 +1,133 @@
+"""Metrics by name, the sets that suit a task, and the rule that says which epoch is best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pixvox.errors import ConfigError
+from pixvox.metrics.coco import CocoAveragePrecision
+from pixvox.metrics.matching import COCO_THRESHOLDS, LabelMapScores
+from pixvox.metrics.metric import Metric
+from pixvox.metrics.precision_recall import PrecisionRecallCurve
+from pixvox.metrics.semantic import SemanticScores
+from pixvox.structures import Segmentation
+
+if TYPE_CHECKING:
+    from pixvox.data.metadata import Metadata
+
+
+def parse_best_by(rule: str) -> tuple[str, str]:
+    """Split a rule such as ``"max:mask_AP"`` or ``"min:val_loss"`` into mode and name of the score.
+
+    Raises:
+        ConfigError: If the rule has another form.
+
+    Example:
+        >>> parse_best_by("max:mIoU")
+        ('max', 'mIoU')
+    """
+    mode, _, name = rule.partition(":")
+    if mode not in ("max", "min") or not name:
+        raise ConfigError(f"best_by must be 'max:<score>' or 'min:<score>', such as 'max:AP50'; got {rule!r}")
+    return mode, name
+
+
+class Metrics:
+    """Several metrics that see the same images and answer as one.
+
+    Args:
+        metrics: Metrics by name; the names of their scores must differ.
+        best_by: ``"max:<score>"`` or ``"min:<score>"``: what tells the best epoch.
+
+    Example:
+        >>> import torch
+        >>> metrics = Metrics({"semantic": SemanticScores(2, per_class=False)}, best_by="max:mIoU")
+        >>> truth = Segmentation(class_map=torch.tensor([[0, 1]]))
+        >>> metrics.update([truth], [truth])
+        >>> metrics.compute()["mIoU"], metrics.is_better(0.9, than=0.8)
+        (1.0, True)
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric], best_by: str) -> None:
+        self.metrics = dict(metrics)
+        self.best_by = best_by
+        self.mode, self.monitor = parse_best_by(best_by)
+
+    def __getitem__(self, name: str) -> Metric:
+        return self.metrics[name]
+
+    def update(self, predictions: Sequence[Segmentation], truths: Sequence[Segmentation]) -> None:
+        """Add images to every metric."""
+        for metric in self.metrics.values():
+            metric.update(predictions, truths)
+
+    def compute(self) -> dict[str, float]:
+        """Return the scores of all metrics by name; every process of a distributed run must call it."""
+        results: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            scores = metric.compute()
+            if twice := sorted(results.keys() & scores.keys()):
+                raise ConfigError(f"metric {name!r} gives scores that another gives too: {', '.join(twice)}")
+            results |= scores
+        return results
+
+    def reset(self) -> None:
+        """Forget all images."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def is_better(self, score: float, than: float) -> bool:
+        """Return whether a score is better than another by the rule; NaN is worse than anything."""
+        if score != score:
+            return False
+        return than != than or (score > than if self.mode == "max" else score < than)
+
+    def curves(self) -> list[PrecisionRecallCurve]:
+        """Return precision-recall curves, empty for semantic tasks; every process must call it."""
+        for metric in self.metrics.values():
+            if isinstance(metric, CocoAveragePrecision | LabelMapScores):
+                return metric.curves()
+        return []
+
+
+def default_metrics(
+    metadata: Metadata,
+    best_by: str | None = None,
+    score_threshold: float = 0.5,
+    thresholds: Sequence[float] = COCO_THRESHOLDS,
+    max_detections: int | None = None,
+    per_class: bool = True,
+) -> Metrics:
+    """Return the metrics that suit a dataset, by its task and dimensions.
+
+    Semantic: ``SemanticScores``. Instances: ``LabelMapScores`` in 2-D and 3-D, and in 2-D
+    ``CocoAveragePrecision`` as well.
+
+    Args:
+        metadata: Tells task, dimensions, classes and ignore index.
+        best_by: Rule of the best epoch; None for ``max:mIoU`` (semantic) or ``max:AP`` (instances).
+        score_threshold: Score from which a prediction is painted into the label map, in [0, 1]; each head
+            states its own.
+        thresholds: IoU thresholds of matched scores.
+        max_detections: Detections per image and class of the dense COCO scores; None for all.
+        per_class: Add semantic scores per class.
+    """
+    metrics: dict[str, Metric]
+    if metadata.task == "semantic":
+        metrics = {
+            "semantic": SemanticScores(
+                len(metadata.class_names), metadata.class_names, metadata.ignore_index, per_class=per_class
+            )
+        }
+        return Metrics(metrics, best_by or "max:mIoU")
+    if metadata.task != "instance":
+        raise ConfigError(f"no metrics are known for task {metadata.task!r}; it is 'instance' or 'semantic'")
+    metrics = {
+        "label_map": LabelMapScores(thresholds, score_threshold, num_classes=len(metadata.class_names))
+    }
+    if metadata.spatial_dims == 2:
+        metrics = {
+            "coco": CocoAveragePrecision(max_detections=max_detections, class_names=metadata.class_names)
+        } | metrics
+    return Metrics(metrics, best_by or "max:AP")
