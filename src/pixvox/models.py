@@ -1,0 +1,124 @@
+"""Build models by name, and list the names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pixvox.configuration import CONFIG_FOLDER, compose
+from pixvox.errors import ConfigError
+from pixvox.segmenter import Segmenter
+from pixvox.signatures import locate
+
+PARTS = ("backbone", "neck", "head", "normalizer")
+
+
+def create_model(
+    head: str = "maskrcnn",
+    backbone: str = "resnet50",
+    num_classes: int = 1,
+    spatial_dims: int = 2,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    neck: str | None = None,
+    normalizer: str | None = None,
+    class_names: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+    **overrides: Any,
+) -> Segmenter:
+    """Build a model from the names of its parts.
+
+    Args:
+        head: A name of ``list_heads()``.
+        backbone: A name of ``list_backbones()``.
+        num_classes: Classes of the data (for instance heads without a background).
+        spatial_dims: 2 for images, 3 for volumes.
+        in_channels: Channels of the images.
+        pretrained: Load published weights of the backbone.
+        neck: Overrides the neck that the head's configuration names.
+        normalizer: ``"percentile"`` or ``"imagenet"``; by default percentile, with ``pretrained`` imagenet.
+        class_names: Names by class index.
+        config_dir: A folder with configurations of further parts.
+        overrides: Arguments of the head, such as ``detections_per_image=100``; with a double underscore those of
+            another part, such as ``backbone__channels=[16, 32]``.
+
+    Raises:
+        ConfigError: If a name or an argument is unknown, or the parts do not fit together.
+
+    Example:
+        >>> model = create_model(head="fcn", backbone="simple", num_classes=2, spatial_dims=3, in_channels=1)
+        >>> model.task, model.spatial_dims
+        ('semantic', 3)
+    """
+    chosen = [f"head={head}", f"backbone={backbone}"]
+    chosen += [f"neck={neck}"] if neck else []
+    chosen += [f"normalizer={normalizer or ('imagenet' if pretrained else 'percentile')}"]
+    plain = {
+        "num_classes": num_classes, "spatial_dims": spatial_dims, "in_channels": in_channels,
+        "pretrained": pretrained,
+    }  # fmt: skip
+    chosen += [f"{key}={value}" for key, value in plain.items()]
+    chosen += [_override(key, value) for key, value in overrides.items()]
+    config = compose("model", chosen, config_dir)
+    model_config = {part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS}
+    return Segmenter.from_config({**model_config, "class_names": list(class_names)})
+
+
+def _override(key: str, value: Any) -> str:
+    """Write a keyword argument as an override of the head, or of the part before its double underscore."""
+    part, _, name = key.partition("__")
+    place = f"{part}.{name}" if name and part in PARTS else f"head.{key}"
+    return f"{place}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    """Write a value in the grammar of overrides."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    if isinstance(value, int | float):
+        return repr(value)
+    return "'" + str(value).replace("'", "\\'") + "'"
+
+
+def list_backbones(spatial_dims: int | None = None) -> list[str]:
+    """Return the names of all backbones, or of those that exist in ``spatial_dims``."""
+    return [name for name in _choices("backbone") if _exists("backbone", name, spatial_dims)]
+
+
+def list_heads(task: str | None = None, spatial_dims: int | None = None) -> list[str]:
+    """Return the names of all heads, or of those for a task (``"instance"``, ``"semantic"``) and dimension.
+
+    Raises:
+        ConfigError: If there is no such task.
+    """
+    if task not in (None, "instance", "semantic", "panoptic"):
+        raise ConfigError(f"task must be 'instance', 'semantic' or 'panoptic', got {task!r}")
+    return [
+        name
+        for name in _choices("head")
+        if _exists("head", name, spatial_dims) and task in (None, part_class("head", name).task)
+    ]
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+
+
+def part_class(group: str, name: str) -> Any:
+    """Return the class that a configuration of a group names."""
+    config = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
+    node = config.get(group, config)
+    return locate(node["_target_"])
+
+
+def _exists(group: str, name: str, spatial_dims: int | None) -> bool:
+    return spatial_dims is None or spatial_dims in getattr(part_class(group, name), "supported_dims", (2, 3))

@@ -1,0 +1,185 @@
+"""Checkpoints that rebuild their model alone, and never execute what they hold.
+
+A checkpoint is Lightning's file with a record of plain types under the key ``"pixvox"``: the configuration of the
+four parts, the class names and the sizes. It is read with ``weights_only=True``; the configuration may name only
+classes of this package, or of packages that the caller trusts.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pixvox.errors import ConfigError, WeightsError
+from pixvox.version import __version__
+
+if TYPE_CHECKING:
+    from pixvox.segmenter import Segmenter
+
+RECORD_KEY = "pixvox"
+FORMAT = 1
+
+
+def model_record(model: Segmenter) -> dict[str, Any]:
+    """Return what rebuilds ``model``, as plain types.
+
+    Raises:
+        ConfigError: If the model was composed of objects, so that there is no configuration to store.
+    """
+    if not model.config:
+        raise ConfigError(
+            "this model was composed of objects and has no configuration to store; set model.config, or build it "
+            "with create_model or Segmenter.from_config"
+        )
+    config = json.loads(json.dumps(model.config))
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "task": model.task,
+        "spatial_dims": model.spatial_dims,
+        "in_channels": model.in_channels,
+        "num_classes": model.num_classes,
+        "model": {**config, "class_names": list(model.class_names)},
+    }
+
+
+def read_torch_file(path: Path) -> Any:
+    """Read a file of ``torch.save`` without executing anything in it.
+
+    Raises:
+        WeightsError: If the file is missing, empty, truncated, no such file, or holds more than tensors and plain
+            types.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path}: the file is empty (0 bytes); use another checkpoint of the run")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: refused, for it holds more than tensors and plain types (or is no checkpoint at all), and "
+            f"loading it could execute code: {_first_line(error)}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint; it may be truncated or of another kind ({_first_line(error)})"
+        ) from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the tensors of a safetensors file, and our record when its metadata holds one.
+
+    Raises:
+        WeightsError: If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors; it may be truncated ({error})") from error
+    record = metadata.get(RECORD_KEY)
+    return tensors, json.loads(record) if record else None
+
+
+def save_safetensors(model: Segmenter, path: str | Path) -> Path:
+    """Write weights and record of ``model`` as one safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    save_file(tensors, partial, metadata={RECORD_KEY: json.dumps(model_record(model))})
+    partial.replace(path)
+    return path
+
+
+def rebuild(record: Mapping[str, Any], source: Path, trust: Sequence[str] = ()) -> Segmenter:
+    """Build the model of a record, with random weights.
+
+    Args:
+        record: What ``model_record`` gave.
+        source: The file it came from, for messages.
+        trust: Packages beside this one whose classes the record may name.
+
+    Raises:
+        WeightsError: If the record is of a newer format, or names something that is not trusted.
+    """
+    from pixvox.configuration import check_targets
+    from pixvox.segmenter import Segmenter
+
+    if record.get("format") != FORMAT:
+        raise WeightsError(
+            f"{source}: its record has format {record.get('format')!r}, this version reads {FORMAT}; "
+            f"it was written by pixvox {record.get('version')}, this is {__version__}"
+        )
+    config = dict(record["model"])
+    for part in ("backbone", "neck", "head", "normalizer"):
+        try:
+            check_targets(config.get(part), str(source), ("pixvox", *trust))
+        except ConfigError as error:
+            raise WeightsError(str(error)) from error
+        _check_kind(config.get(part), part, source, trust)
+    # The file brings all weights: nothing is to be fetched for the backbone.
+    if isinstance(config["backbone"], Mapping) and "pretrained" in config["backbone"]:
+        config["backbone"] = {**config["backbone"], "pretrained": False}
+    return Segmenter.from_config(config)
+
+
+def _check_kind(node: Any, part: str, source: Path, trust: Sequence[str]) -> None:
+    """Refuse targets that are not modules: a trusted package holds functions that do more than build a part."""
+    from pixvox.signatures import locate
+
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            target = locate(str(node["_target_"]))
+            if not (isinstance(target, type) and issubclass(target, torch.nn.Module)):
+                raise WeightsError(f"{source}: {part} names {node['_target_']!r}, which is no module; it is not run")
+        for value in node.values():
+            _check_kind(value, part, source, trust)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _check_kind(value, part, source, trust)
+
+
+def load_state(model: Segmenter, state: Mapping[str, Tensor], source: Path, strict: bool = True) -> list[str]:
+    """Copy weights into ``model`` and return the keys that were left out (none when ``strict``).
+
+    Raises:
+        WeightsError: If keys are missing, unexpected or of another shape and ``strict`` is true; the message lists
+            them.
+    """
+    own = model.state_dict()
+    # Counters that some writers leave out do not matter.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    mismatched = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if strict and (missing or unexpected or mismatched):
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for what, keys in (
+                ("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched),
+            )
+            if keys
+        ]  # fmt: skip
+        raise WeightsError(f"{source}: the weights do not fit the model: {'; '.join(parts)}. strict=False loads the rest")
+    fitting = {key: value for key, value in state.items() if key in own and key not in mismatched}
+    model.load_state_dict(fitting, strict=False)
+    return sorted({*missing, *unexpected, *mismatched})
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -1,0 +1,85 @@
+"""Load a model from a run folder, a checkpoint, a safetensors file or a file of torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pixvox.errors import WeightsError
+from pixvox.weights import torchvision
+from pixvox.weights.checkpoint import RECORD_KEY, load_state, read_safetensors, read_torch_file, rebuild
+
+if TYPE_CHECKING:
+    from pixvox.segmenter import Segmenter
+
+_MODEL_PREFIXES = ("segmenter.", "model.")
+"""How Lightning modules call the model they train."""
+
+
+def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Segmenter:
+    """Load a model in evaluation mode.
+
+    Args:
+        path: A run folder (its best checkpoint, else its last), a ``.ckpt``, a ``.safetensors`` file that
+            pixvox wrote, or a state dict of torchvision's Mask R-CNN.
+        strict: Refuse weights that do not fit; otherwise load those that do.
+        trust: Packages beside this one whose classes the file's configuration may name. Nothing else in a file is
+            ever executed.
+
+    Raises:
+        WeightsError: If there is no such file, or it is damaged, foreign, or does not fit its model.
+    """
+    file = find_checkpoint(Path(path))
+    if file.suffix == ".safetensors":
+        state, record = read_safetensors(file)
+    else:
+        state, record = _split(read_torch_file(file), file)
+    if record is None:
+        if torchvision.is_maskrcnn(state):
+            return torchvision.build_maskrcnn(state).eval()
+        raise WeightsError(
+            f"{file}: it holds no record of its model; pixvox.load reads checkpoints and .safetensors files that "
+            "pixvox wrote, and state dicts of torchvision's maskrcnn_resnet50_fpn"
+        )
+    model = rebuild(record, file, trust)
+    load_state(model, state, file, strict)
+    return model.eval()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path means: itself, or the best (else the last) of a run folder.
+
+    Raises:
+        WeightsError: If there is none; the message says where it was looked for.
+    """
+    if path.name == "last" and path.is_file() and path.stat().st_size < 4096:
+        # Where links do not exist, runs/last is a text file with the newest run's name.
+        path = path.parent / path.read_text().strip()
+    if path.is_dir():
+        candidates = [path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt",
+                      path / "last.ckpt", path / "model.safetensors"]  # fmt: skip
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        looked = ", ".join(str(candidate.relative_to(path)) for candidate in candidates)
+        raise WeightsError(f"{path}: no checkpoint in this folder (looked for {looked})")
+    if not path.exists():
+        raise WeightsError(f"{path}: there is no such run folder or file")
+    return path
+
+
+def _split(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the model's state dict and record out of the content of a checkpoint."""
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: it holds a {type(content).__name__}, not the weights of a model")
+    state = content.get("state_dict", content)
+    for prefix in _MODEL_PREFIXES:
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if own:
+            state = own
+            break
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return tensors, content.get(RECORD_KEY)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import nn
+
+from pixvox.layers import ConvNormAct, SinePositionalEncoding, conv, lift_to_3d, norm, per_axis, resize
+
+
+@pytest.mark.parametrize("size", [(9, 14), (5, 9, 14)])
+def test_stride_one_keeps_odd_and_even_sizes(size):
+    x = torch.zeros(1, 2, *size)
+    assert conv(len(size), 2, 3, kernel_size=5, dilation=2)(x).shape[2:] == size
+
+
+def test_per_axis_refuses_another_number_of_axes():
+    with pytest.raises(ValueError, match=r"stride must be one number or 3 .* got \[1, 2\]"):
+        per_axis((1, 2), 3, "stride")
+
+
+def test_unknown_norm_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'batch', 'group'"):
+        norm("bach", 2, 4)
+
+
+def test_group_norm_groups_divide_the_channels():
+    assert norm("group", 3, 48)(torch.zeros(1, 48, 2, 2, 2)).shape[1] == 48
+
+
+def test_convolution_has_a_bias_only_without_norm():
+    assert ConvNormAct(2, 1, 2, norm_name="batch")[0].bias is None
+    assert ConvNormAct(2, 1, 2, norm_name="none")[0].bias is not None
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_resize_to_the_same_size_is_identity(dims):
+    x = torch.randn(1, 2, *range(3, 3 + dims))
+    assert resize(x, x.shape[2:]) is x
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2),
+        nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+        nn.Conv2d(4, 3, 1),
+    ).eval()
+
+
+@pytest.mark.parametrize("depth_stride", [1, 2])
+def test_lifted_network_on_one_slice_equals_the_2d_network(depth_stride):
+    x = torch.randn(2, 2, 19, 26)
+    expected = _network()(x)
+    lifted = lift_to_3d(_network(), depth_stride=depth_stride).eval()
+    assert torch.allclose(lifted(x[:, :, None])[:, :, 0], expected, atol=1e-6)
+
+
+def test_lifted_network_on_equal_slices_equals_the_2d_network_on_each():
+    x = torch.randn(1, 2, 19, 26)
+    expected = _network()(x)
+    lifted = lift_to_3d(_network(), depth_stride=1).eval()
+    out = lifted(x[:, :, None].expand(-1, -1, 5, -1, -1))
+    assert out.shape[2] == 5
+    assert torch.allclose(out, expected[:, :, None].expand_as(out), atol=1e-6)
+
+
+def test_lifting_an_unknown_layer_is_refused():
+    with pytest.raises(ValueError, match="AdaptiveAvgPool2d has no 3-D twin"):
+        lift_to_3d(nn.Sequential(nn.AdaptiveAvgPool2d(1)))
+
+
+def test_sine_encoding_equals_the_worked_formula():
+    encoding = SinePositionalEncoding(2, 8)(torch.zeros(1, 1, 3, 5))
+    y = torch.tensor(2.0) / (3 + 1e-6) * 2 * torch.pi  # second row
+    x = torch.tensor(5.0) / (5 + 1e-6) * 2 * torch.pi  # last column
+    expected = torch.stack([y.sin(), y.cos(), (y / 100).sin(), (y / 100).cos()])
+    assert torch.allclose(encoding[0, :4, 1, 4], expected, atol=1e-5)
+    assert torch.allclose(encoding[0, 4:6, 1, 4], torch.stack([x.sin(), x.cos()]), atol=1e-5)
+
+
+def test_sine_encoding_of_a_volume_is_that_of_its_slices_plus_a_depth_term():
+    plane = SinePositionalEncoding(2, 8)(torch.zeros(1, 1, 3, 5))
+    volume = SinePositionalEncoding(3, 8)(torch.zeros(1, 1, 2, 3, 5))
+    depth_term = volume - plane[:, :, None]
+    assert torch.allclose(depth_term, depth_term[..., :1, :1].expand_as(depth_term), atol=1e-6)
+
+
+def test_sine_encoding_scales_to_the_valid_part():
+    x = torch.zeros(1, 1, 4, 6)
+    padded = SinePositionalEncoding(2, 8)(x, torch.tensor([[3, 5]]))
+    tight = SinePositionalEncoding(2, 8)(x[..., :3, :5])
+    assert torch.allclose(padded[..., :3, :5], tight)
