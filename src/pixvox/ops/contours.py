@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -50,8 +51,9 @@ def mask_to_polygons(crop: Shaped[Tensor, "*crop"], origin: Sequence[int]) -> li
     return polygons
 
 
-def _corners_only(points: np.ndarray) -> np.ndarray:
+def _corners_only(points: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Keep the points of a closed outline at which its direction changes."""
     before = points - np.roll(points, 1, axis=0)
     after = np.roll(points, -1, axis=0) - points
-    return points[(before != after).any(axis=1)]
+    turns: npt.NDArray[np.bool_] = (before != after).any(axis=1)
+    return points[turns]

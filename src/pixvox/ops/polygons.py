@@ -130,8 +130,9 @@ def _crossings(points: _Float64, height: int, width: int) -> _Int64:
         _flat_crossing(first[edge], last[edge], column),
         _steep_crossing(first[edge], last[edge], column),
     )
-    row = np.ceil(np.clip((y + 0.5) / _GRID - 0.5, 0, height)).astype(np.int64)
-    return column * height + row
+    row: _Int64 = np.ceil(np.clip((y + 0.5) / _GRID - 0.5, 0, height)).astype(np.int64)
+    positions: _Int64 = column * height + row
+    return positions
 
 
 def _flat_crossing(first: _Int64, last: _Int64, column: _Int64) -> _Int64:
@@ -140,7 +141,8 @@ def _flat_crossing(first: _Int64, last: _Int64, column: _Int64) -> _Int64:
     slope = (last[:, 1] - first[:, 1]) / run
     step = _GRID * column + 2 - first[:, 0]
     before, after = (np.trunc(first[:, 1] + slope * (step + i) + 0.5) for i in (0, 1))
-    return np.minimum(before, after).astype(np.int64)
+    upper: _Int64 = np.minimum(before, after).astype(np.int64)
+    return upper
 
 
 def _steep_crossing(first: _Int64, last: _Int64, column: _Int64) -> _Int64:

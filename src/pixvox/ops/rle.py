@@ -155,7 +155,7 @@ def compress_counts(counts: _Int64) -> str:
         characters.append(low + 0x20 * more + 48)
     # Row i holds the characters of count i; the ones in use, in order, are the string.
     table, mask = np.stack(characters, axis=1), np.stack(used, axis=1)
-    return table[mask].astype(np.uint8).tobytes().decode("ascii")
+    return str(table[mask].astype(np.uint8).tobytes(), "ascii")
 
 
 def decompress_counts(text: str | bytes) -> _Int64:
