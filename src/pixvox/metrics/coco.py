@@ -18,7 +18,6 @@ from pixvox.structures import Instances, Segmentation
 PREFIXES = {"bbox": "box", "segm": "mask"}
 AREAS = ("all", "s", "m", "l")
 COCO_CAPS = (1, 10, 100)
-UNCAPPED = 10**9
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,8 @@ class CocoAveragePrecision(Metric):
             iou_type,
             print_function=lambda *_: None,
         )
-        dense = UNCAPPED if self.max_detections is None else self.max_detections
+        most = max(len(image.predictions) for image in images)
+        dense = max(1, most if self.max_detections is None else self.max_detections)
         caps = sorted({*COCO_CAPS, dense})
         evaluator.params.maxDets = caps
         evaluator.evaluate()

@@ -227,7 +227,7 @@ class LabelMapScores(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return the scores of all images so far."""
-        images = gather(self._images)
+        images = self._gathered()
         at50, at75 = (int(np.flatnonzero(self.thresholds == value)[0]) for value in (0.5, 0.75))
         found, predicted = _total(images, "found"), _total(images, "predicted")
         iou_sum, true = _total(images, "iou_sum"), _total(images, "true")
@@ -255,8 +255,18 @@ class LabelMapScores(Metric):
         results["AP75"] = defined_mean(precision[at75])
         return {name: float(value) for name, value in results.items()}
 
+    def _gathered(self) -> list[_ImageScores]:
+        """Return the images of all processes, or one without objects when there are none."""
+        rows = len(self.thresholds)
+        counts, none = np.zeros((rows + 1, 1), dtype=np.int64), np.zeros((rows, 0), dtype=bool)
+        nothing = np.zeros(0, dtype=np.int64)
+        blank = _ImageScores(
+            counts, counts * 0.0, counts, counts[0], RankedMatches(none, none), nothing * 0.0, nothing
+        )
+        return gather(self._images) or [blank]
+
     def _precision(self, images: list[_ImageScores]) -> Float[np.ndarray, "thresholds points classes"]:
-        true = np.atleast_1d(_total(images, "true"))
+        true = _total(images, "true").astype(np.int64)
         ranked = [image.ranked for image in images if image.ranked is not None]
         if len(ranked) < len(images):  # without scores there is no ranking
             return np.full((len(self.thresholds), len(RECALLS), len(true)), np.nan)
@@ -265,7 +275,7 @@ class LabelMapScores(Metric):
 
     def curves(self) -> list[PrecisionRecallCurve]:
         """Return one ranked precision-recall curve per IoU threshold; none when no class has a truth."""
-        precision = self._precision(gather(self._images))
+        precision = self._precision(self._gathered())
         precision = precision[:, :, ~np.isnan(precision[0, 0])]
         if precision.shape[2] == 0:
             return []
@@ -289,8 +299,7 @@ def _instances(segmentation: Segmentation, what: str) -> Instances:
 def _total(images: Sequence[_ImageScores], name: str) -> npt.NDArray[np.float64]:
     """Add up one field over images whose numbers of classes may differ."""
     values = [getattr(image, name) for image in images]
-    width = max((value.shape[-1] for value in values), default=1)
-    total = np.zeros((*values[0].shape[:-1], width)) if values else np.zeros(width)
+    total = np.zeros((*values[0].shape[:-1], max(value.shape[-1] for value in values)))
     for value in values:
         total[..., : value.shape[-1]] += value
     return total

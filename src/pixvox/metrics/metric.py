@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,12 +58,17 @@ class Metric(ABC):
 
 
 def gather(items: list[Item]) -> list[Item]:
-    """Return the items of all processes in the order of their ranks: a collective that every rank joins."""
+    """Return the items of all processes, one of each in turn: a collective that every rank joins.
+
+    Samplers deal images out in turn, so this is the order of a single process, and equal scores rank alike.
+    """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return items
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+    missing = object()
+    turns = zip_longest(*parts, fillvalue=missing)
+    return [item for turn in turns for item in turn if item is not missing]
 
 
 def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -49,9 +49,7 @@ class Overlaps:
         return iou
 
 
-def label_map_overlaps(
-    predicted: Shaped[np.ndarray, "*spatial"], true: Shaped[np.ndarray, "*spatial"]
-) -> Overlaps:
+def label_map_overlaps(predicted: Shaped[np.ndarray, "..."], true: Shaped[np.ndarray, "..."]) -> Overlaps:
     """Count the common elements of the objects of two label maps; 0 is background.
 
     Args:

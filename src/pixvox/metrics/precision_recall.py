@@ -105,7 +105,7 @@ def interpolated_precision(
         [1.0, 1.0, 0.667, 0.667]
     """
     found = np.cumsum(matched)
-    precision: npt.NDArray[np.float64] = found / (np.arange(len(matched)) + 1 + np.spacing(1))
+    precision: npt.NDArray[np.float64] = found / (np.arange(len(matched)) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     first = np.searchsorted(found / num_truths, RECALLS, side="left")
     return np.append(precision, 0.0)[first]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from pixvox.errors import ConfigError, DataError
@@ -16,7 +16,10 @@ from pixvox.structures import IGNORE_INDEX, Segmentation
 
 
 def confusion_counts(
-    predicted: Int[Tensor, "*spatial"], true: Int[Tensor, "*spatial"], num_classes: int, ignore_index: int
+    predicted: Integer[Tensor, "*spatial"],
+    true: Integer[Tensor, "*spatial"],
+    num_classes: int,
+    ignore_index: int,
 ) -> Int[Tensor, "classes columns"]:
     """Count pixels or voxels by true class (row) and predicted class (column) with one bincount.
 

@@ -1,0 +1,108 @@
+import math
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import pixvox
+from pixvox.data.metadata import Metadata
+from pixvox.errors import ConfigError
+from pixvox.metrics.collection import Metrics, default_metrics, parse_best_by
+from pixvox.metrics.semantic import SemanticScores
+from pixvox.structures import Instances, Segmentation
+
+
+def nuclei(spatial_dims):
+    return Metadata("instance", spatial_dims, ("nucleus",), in_channels=1)
+
+
+def result(offset, spatial_dims=2):
+    label_map = torch.zeros((1, 4, 7)[-spatial_dims:], dtype=torch.int64)
+    label_map[..., :2, 1:4] = 1
+    label_map[..., 2:, offset : offset + 3] = 2
+    return Segmentation(Instances(masks=label_map, scores=torch.tensor([0.9, 0.8])))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_instance_set_scores_both_dimensions(spatial_dims):
+    metrics = default_metrics(nuclei(spatial_dims))
+    metrics.update([result(0, spatial_dims)], [result(0, spatial_dims)])
+    scores = metrics.compute()
+    assert {"AP", "AP50", "matched_AP50", "PQ", "F1_50"} <= scores.keys()
+    assert scores["AP"] == scores["matched_AP"] == scores["PQ"] == 1.0
+    assert ("mask_AP" in scores) == ("box_AP50" in scores) == (spatial_dims == 2)
+    assert metrics.monitor in scores
+    assert len(metrics.curves()) == 10
+    metrics.reset()
+    assert math.isnan(metrics.compute()["AP"])
+
+
+def test_semantic_set_follows_the_metadata():
+    metrics = default_metrics(Metadata("semantic", 3, ("background", "vessel"), 1, ignore_index=9))
+    truth = Segmentation(class_map=torch.tensor([[[0, 1, 9]]]))
+    metrics.update([Segmentation(class_map=torch.tensor([[[0, 1, 0]]]))], [truth])
+    scores = metrics.compute()
+    assert scores["mIoU"] == scores["Dice/vessel"] == scores["mDice_foreground"] == 1.0
+    assert metrics.curves() == []
+    assert metrics.best_by == "max:mIoU"
+
+
+def test_config_completes_with_metadata():
+    path = os.path.join(os.path.dirname(pixvox.__file__), "configs", "metrics", "default.yaml")
+    config = OmegaConf.load(path)
+    config.best_by = "max:matched_AP50"
+    metrics = instantiate(config)(nuclei(3))
+    assert (metrics.mode, metrics.monitor) == ("max", "matched_AP50")
+
+
+@pytest.mark.parametrize("rule", ["mIoU", "max", "best:mIoU", "max:", ""])
+def test_wrong_rule_is_refused(rule):
+    with pytest.raises(ConfigError, match="best_by must be"):
+        parse_best_by(rule)
+
+
+def test_better_follows_the_rule():
+    metrics = Metrics({}, "min:loss")
+    assert metrics.is_better(0.1, than=0.2)
+    assert not metrics.is_better(0.2, than=0.2)
+    assert not metrics.is_better(math.nan, than=0.2)
+    assert metrics.is_better(5.0, than=math.nan)
+    assert not metrics.is_better(math.nan, than=math.nan)
+
+
+def test_equal_names_are_refused():
+    metrics = Metrics({"a": SemanticScores(2), "b": SemanticScores(2)}, "max:mIoU")
+    with pytest.raises(ConfigError, match="mIoU"):
+        metrics.compute()
+
+
+def _rank(rank, port, results):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    metrics = default_metrics(nuclei(2))
+    offsets = [(0, 1), (2, 2), (3, 1)][rank::2]  # two images on one process, one on the other
+    metrics.update([result(a) for a, _ in offsets], [result(b) for _, b in offsets])
+    semantic = SemanticScores(2)
+    class_map = torch.tensor([[0, 1]])
+    semantic.update([Segmentation(class_map=class_map)], [Segmentation(class_map=class_map * (rank == 0))])
+    results[rank] = metrics.compute() | semantic.compute()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one():
+    """Each image counts exactly once (fault 46), also when the processes have different numbers of images."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = mp.get_context("fork").Manager().dict()
+    mp.start_processes(_rank, (port, results), nprocs=2, start_method="fork")
+    alone = default_metrics(nuclei(2))
+    alone.update([result(0), result(2), result(3)], [result(1), result(2), result(1)])
+    expected = alone.compute() | {"acc": 0.75}
+    for rank in (0, 1):
+        shared = dict(results[rank])
+        assert {name: shared[name] for name in expected} == pytest.approx(expected, nan_ok=True)
