@@ -1,1 +1,1 @@
-"""Methods."""
+"""How a model learns: LightningModules around any ``Segmenter``."""

@@ -1,0 +1,184 @@
+"""Build the parts of a run from its configuration: data, model, metrics, callbacks, trainer."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, open_dict
+
+from pixvox.configuration import instantiate, resolved
+from pixvox.errors import ConfigError
+from pixvox.run_folder import RunFolder
+from pixvox.signatures import nearest
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from pixvox.data.datamodule import DataModule
+    from pixvox.data.metadata import Metadata
+    from pixvox.segmenter import Segmenter
+
+MODEL_PARTS = ("backbone", "neck", "head", "normalizer")
+
+
+def build_datamodule(config: DictConfig) -> DataModule:
+    """Build the data, with what the short keys say."""
+    datamodule: DataModule = instantiate(config.data, "data")
+    return datamodule
+
+
+def complete(config: DictConfig, metadata: Metadata) -> None:
+    """Fill in what only the data tell; refuse what contradicts them.
+
+    Raises:
+        ConfigError: If the user gave another value.
+    """
+    known = {name: getattr(metadata, name) for name in ("spatial_dims", "in_channels", "num_classes")}
+    for name, value in known.items():
+        given = config.get(name)
+        if given is not None and given != value:
+            source = metadata.name or "the dataset"
+            raise ConfigError(
+                f"{name}={given}, but {source} has {name}={value}; leave {name} out, it is found by itself"
+            )
+    with open_dict(config):
+        config.update(known)
+
+
+def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
+    """Build the model that the configuration and the data describe."""
+    from pixvox.segmenter import Segmenter
+
+    plain = resolved(config)
+    parts = {name: plain[name] for name in MODEL_PARTS}
+    facts = {name: plain[name] for name in ("spatial_dims", "in_channels", "num_classes")}
+    return Segmenter.from_config({**facts, "class_names": list(metadata.class_names), **parts})
+
+
+def check_task(segmenter: Segmenter, metadata: Metadata) -> None:
+    if segmenter.task != metadata.task:
+        heads = {"instance": "maskrcnn", "semantic": "fcn"}
+        raise ConfigError(
+            f"this head is for {segmenter.task} segmentation, but {metadata.name or 'the dataset'} is labelled for "
+            f"{metadata.task} segmentation; choose head={heads[metadata.task]} (pixvox models lists all), or "
+            f"read the data as data.task={segmenter.task} where its format allows"
+        )
+
+
+def build_metrics(config: DictConfig, metadata: Metadata) -> Any:
+    """Build the metrics for the data's task, with the rule of the best epoch when one is given."""
+    metrics = instantiate(config.metrics, "metrics")
+    best_by = config.get("best_by")
+    arguments = {"metadata": metadata, **({"best_by": best_by} if best_by else {})}
+    return metrics(**arguments) if callable(metrics) else metrics
+
+
+def monitored(metrics: Any) -> tuple[str | None, str]:
+    """Return the logged name and the mode of the score that tells the best epoch.
+
+    Raises:
+        ConfigError: If the metrics give no such score.
+    """
+    name, mode = getattr(metrics, "monitor", None), getattr(metrics, "mode", "max")
+    if name is None:
+        return None, mode
+    known = _score_names(metrics)
+    if known and "loss" not in name and name.removeprefix("val/") not in known:
+        raise ConfigError(f"best_by={mode}:{name}: there is no such score; {nearest(name, known)}")
+    return logged_name(name), mode
+
+
+def _score_names(metrics: Any) -> list[str]:
+    """Ask metrics without images for the names of their scores; none when they cannot tell."""
+    try:
+        metrics.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return list(metrics.compute())
+    except Exception:  # any metric of a user's: it is asked again after the first validation
+        return []
+
+
+def logged_name(score: str) -> str:
+    """Return the name under which a validation score is logged.
+
+    Example:
+        >>> logged_name("AP50"), logged_name("val_loss"), logged_name("val/AP")
+        ('val/AP50', 'val/loss', 'val/AP')
+    """
+    return "val/" + score.removeprefix("val/").removeprefix("val_")
+
+
+def run_name(config: DictConfig) -> str:
+    """Return ``BACKBONE_HEAD`` by the chosen configurations, or by the classes' names."""
+    choices = config.get("choices") or {}
+    return "_".join(
+        str(choices.get(part) or config[part]._target_.rpartition(".")[2].lower())
+        for part in ("backbone", "head")
+    )
+
+
+def build_trainer(
+    config: DictConfig, run: RunFolder, monitor: str | None, mode: str, resumed: Path | None = None
+) -> pl.Trainer:
+    """Build Lightning's trainer with the callbacks and loggers of a run folder."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from pixvox.callbacks.metrics_table import MetricsTable
+
+    table = MetricsTable(run.metrics)
+    if resumed is not None:
+        import torch
+
+        table.keep_until(int(torch.load(resumed, map_location="cpu", weights_only=True)["global_step"]))
+    loggers = [table, *(instantiate(config.logger, "logger") or {}).values()]
+    limits: dict[str, Any] = {}
+    if config.fast_dev_run:
+        batches = int(config.fast_dev_run)
+        limits = {
+            "limit_train_batches": batches,
+            "limit_val_batches": batches,
+            "max_epochs": 1,
+            "max_steps": -1,
+        }
+    try:
+        trainer: pl.Trainer = instantiate(
+            config.trainer,
+            "trainer",
+            callbacks=build_callbacks(config, run, monitor, mode),
+            logger=loggers,
+            default_root_dir=str(run.path),
+            **limits,
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {error}") from error
+    return trainer
+
+
+def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mode: str) -> list[pl.Callback]:
+    """Return what watches a run, the order in which they act."""
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    from pixvox.callbacks.checkpoints import checkpoint_callbacks
+    from pixvox.callbacks.nan_guard import NaNGuard
+    from pixvox.callbacks.pictures import Pictures
+    from pixvox.callbacks.progress import progress_callbacks
+    from pixvox.callbacks.summary import Summary
+
+    callbacks: list[pl.Callback] = [
+        NaNGuard(run.last),
+        Summary(run, monitor, mode),
+        Pictures(run, monitor, mode),
+        *progress_callbacks(),
+    ]
+    stopping = config.early_stopping
+    if stopping.patience is not None:
+        watched = logged_name(stopping.monitor) if stopping.monitor else monitor
+        if watched is None:
+            raise ConfigError(
+                "early_stopping.patience needs early_stopping.monitor: the metrics have no main score"
+            )
+        callbacks.append(EarlyStopping(watched, patience=stopping.patience, mode=stopping.mode or mode))
+    return callbacks + checkpoint_callbacks(run, monitor, mode)

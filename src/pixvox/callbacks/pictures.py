@@ -1,0 +1,131 @@
+"""Pictures of a run: validation predictions, curves, precision-recall curves or confusion matrix."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from pixvox.callbacks.best_score import BestScore
+from pixvox.run_folder import RunFolder
+from pixvox.structures import Batch, Segmentation
+
+log = logging.getLogger("pixvox")
+
+Pair = tuple[Segmentation, Segmentation]
+"""Prediction and truth of one image."""
+
+
+class Pictures(pl.Callback):
+    """Keep the first validation images of the best epoch and draw them; a failing picture never ends a run.
+
+    Args:
+        run: Where the pictures go.
+        monitor: Score that tells the best epoch; without one every validation is drawn.
+        mode: ``"max"`` or ``"min"``.
+        max_images: Images in ``val_predictions.png``.
+        interval: Seconds between two drawings during the run; the end of the run always draws.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        monitor: str | None = None,
+        mode: str = "max",
+        max_images: int = 8,
+        interval: float = 120.0,
+    ) -> None:
+        self.run = run
+        self.best = BestScore(monitor, mode)
+        self.max_images = max_images
+        self.interval = interval
+        self.pairs: list[Pair] = []
+        self.curves: list[Any] = []
+        self.matrix: tuple[Any, tuple[str, ...]] | None = None
+        self._running: list[Pair] = []
+        self._drawn = time.perf_counter()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start a new collection."""
+        self._running = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep predictions with their truth until there are enough."""
+        room = self.max_images - len(self._running)
+        if room > 0 and batch.truths is not None and isinstance(outputs, list):
+            self._running += list(zip(outputs, batch.truths, strict=True))[:room]
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Keep what belongs to the best epoch so far; draw when the last drawing is old."""
+        if not trainer.sanity_checking and self.best.improved(trainer):
+            self.pairs = self._running
+            metrics = getattr(module, "metrics", None)
+            # Both are collectives: every process asks.
+            self.curves = list(metrics.curves()) if hasattr(metrics, "curves") else []
+            self.matrix = _confusion(metrics)
+        if trainer.is_global_zero and time.perf_counter() - self._drawn > self.interval:
+            self.draw()
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Draw everything."""
+        if trainer.is_global_zero:
+            _save_tables(trainer)
+            self.draw()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Draw what there is also when the run was interrupted."""
+        if trainer.is_global_zero:
+            _save_tables(trainer)
+            self.draw()
+
+    def draw(self) -> None:
+        """Write the pictures."""
+        from pixvox.visualization.confusion_matrix import draw_confusion_matrix
+        from pixvox.visualization.curves import draw_curves
+        from pixvox.visualization.grids import draw_predictions
+        from pixvox.visualization.precision_recall import draw_precision_recall
+
+        folder = self.run.path
+        if self.run.metrics.exists():
+            _try(draw_curves, self.run.metrics, folder / "curves.png")
+        if self.pairs:
+            _try(draw_predictions, self.pairs, folder / "val_predictions.png", self.max_images)
+        if self.curves:
+            _try(draw_precision_recall, self.curves, folder / "precision_recall.png")
+        if self.matrix is not None:
+            matrix, names = self.matrix
+            _try(draw_confusion_matrix, matrix, names, folder / "confusion_matrix.png")
+        self._drawn = time.perf_counter()
+
+
+def _confusion(metrics: Any) -> tuple[Any, tuple[str, ...]] | None:
+    """Return confusion matrix and class names of a semantic metric, if there is one."""
+    for metric in getattr(metrics, "metrics", {}).values():
+        if hasattr(metric, "confusion_matrix"):
+            return metric.confusion_matrix(), tuple(metric.class_names)
+    return None
+
+
+def _save_tables(trainer: pl.Trainer) -> None:
+    for logger in trainer.loggers:
+        logger.save()
+
+
+def _try(draw: Any, *arguments: Any) -> None:
+    """Draw; a run is worth more than a picture, so a failure is said and passed over."""
+    try:
+        draw(*arguments)
+    except Exception as error:
+        path = next((argument for argument in reversed(arguments) if isinstance(argument, Path)), None)
+        log.warning("%s was not drawn: %s: %s", path, type(error).__name__, error)

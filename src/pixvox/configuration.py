@@ -1,0 +1,448 @@
+"""Compose, check and instantiate configurations: Hydra's compose API with messages for people.
+
+``compose("train", ["backbone=resnet18", "learning_rate=1e-3"])`` returns the whole configuration. Short keys
+such as ``learning_rate`` stand at the top of ``configs/train.yaml``; the groups refer to them, so each value is
+written once. Every value is checked against the annotations of the ``_target_`` that will receive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from pixvox.errors import ConfigError, PixvoxError
+from pixvox.signatures import Signature, describe, example, fits, locate, nearest, signature
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+SHORT_KEYS: dict[str, Any] = {
+    "image_size": int | list[int] | None,
+    "batch_size": int,
+    "learning_rate": float,
+    "epochs": int,
+    "max_steps": int,
+    "num_workers": int,
+    "num_labeled_images": int,
+    "num_unlabeled_images": int,
+    "warmup_steps": int,
+    "unsup_rampup_steps": int,
+    "accumulate_grad_batches": int,
+    "fast_dev_run": bool | int,
+    "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
+    "seed": int,
+    "deterministic": bool,
+    "pretrained": bool,
+    "resume": bool | str | None,
+    "val_every_n_epoch": int,
+    "best_by": str | None,
+    "spatial_dims": int | None,
+    "in_channels": int | None,
+    "num_classes": int | None,
+    "early_stopping.monitor": str | None,
+    "early_stopping.patience": int | None,
+    "early_stopping.mode": Literal["min", "max"] | None,
+}
+"""Top-level keys of ``train.yaml`` and the types of their values."""
+
+TRUSTED_PACKAGES = ("pixvox",)
+"""Where a ``_target_`` of a configuration that came with a run or a checkpoint may live."""
+
+
+def compose(
+    name: str = "train", overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> DictConfig:
+    """Compose the configuration ``name`` with Hydra overrides and check it.
+
+    Args:
+        name: A file of ``configs/``: ``train``, ``evaluate`` or ``predict``.
+        overrides: ``key=value`` in Hydra's grammar: groups (``head=fcn``), short keys (``epochs=20``) and any
+            value (``head.mask_size=28``). A parameter that a ``_target_`` takes may be set also when its YAML
+            does not list it.
+        config_dir: A folder of further configurations, searched before the package's own.
+
+    Raises:
+        ConfigError: If a key or choice is unknown, or a value has the wrong type.
+
+    Example:
+        >>> compose("train", ["learning_rate=0.01"]).optimizer.lr
+        0.01
+    """
+    composer = _Composer(name, config_dir)
+    parsed = [_parse(text) for text in overrides]
+    groups = {override.input_line for override in parsed if _is_choice(override, composer)}
+    base = composer.compose([str(line) for line in groups]) if len(groups) < len(parsed) else None
+    lines = [
+        str(override.input_line) if base is None or override.input_line in groups else _known(override, base)
+        for override in parsed
+    ]
+    config = composer.compose([*lines, *(_implied(parsed, base) if base is not None else ())])
+    check(config)
+    return config
+
+
+@contextlib.contextmanager
+def _hydra(folder: Path) -> Iterator[None]:
+    """Open Hydra on one folder; leave an application's own Hydra as it was."""
+    instance = GlobalHydra.instance()
+    outer, instance.hydra = instance.hydra, None
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            yield
+    finally:
+        instance.hydra = outer
+
+
+class _Composer:
+    """Hydra's composition over one or two folders.
+
+    Args:
+        name: The primary configuration.
+        config_dir: The user's folder; it becomes the primary one, ours the one after it.
+    """
+
+    def __init__(self, name: str, config_dir: str | Path | None) -> None:
+        self.name = name
+        self.folder = CONFIG_FOLDER if config_dir is None else Path(config_dir).absolute()
+        if not self.folder.is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+        ours = str(CONFIG_FOLDER).replace("'", "\\'")
+        self.search = [] if config_dir is None else [f"hydra.searchpath=['file://{ours}']"]
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose with overrides; what Hydra says becomes a ``ConfigError`` of one line."""
+        try:
+            with _hydra(self.folder):
+                config = hydra_compose(
+                    self.name, overrides=[*self.search, *overrides], return_hydra_config=True
+                )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_first_line(error)) from error
+        with open_dict(config):
+            choices = config.pop("hydra").runtime.choices
+            config.choices = {
+                group: choice
+                for group, choice in choices.items()
+                if choice is not None and not group.startswith("hydra")
+            }
+        return config
+
+    def options(self, group: str) -> list[str]:
+        """Return the choices of a group; none when there is no such group."""
+        with _hydra(self.folder):
+            loader = GlobalHydra.instance().config_loader()
+            found = loader.get_group_options(group, config_name=self.name, overrides=self.search)
+        return list(found)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _parse(text: str) -> Override:
+    """Parse one override; point out lists typed without brackets and words without ``=``."""
+    if "=" not in text and not text.startswith("~"):
+        hint = f"a dataset is given by --data {text}" if Path(text).exists() else nearest(text, SHORT_KEYS)
+        raise ConfigError(f"{text!r} is not an override: write key=value; {hint}")
+    try:
+        override: Override = OverridesParser.create().parse_overrides([text])[0]
+    except HydraException as error:
+        key, _, value = text.partition("=")
+        raise ConfigError(
+            f"{text!r} cannot be read as key=value: {_first_line(error)}. Quote values with special characters: "
+            f"'{key}=\"{value}\"'; datasets and files are given by options such as --data"
+        ) from error
+    if override.is_sweep_override():
+        key, _, value = text.partition("=")
+        raise ConfigError(f"{text!r} gives {key} several values; a list is written {key}=[{value}]")
+    return override
+
+
+def _is_choice(override: Override, composer: _Composer) -> bool:
+    """Tell whether an override chooses from a group; refuse an unknown choice, naming the nearest."""
+    group, choice = override.key_or_group, override.value()
+    options = composer.options(group)
+    if not options or isinstance(choice, (dict, list)):
+        return False
+    if isinstance(choice, str) and choice not in options and "/" not in choice:
+        listed = ", ".join(options)
+        raise ConfigError(f"there is no {group}={choice}; {nearest(choice, options, 4)} (all: {listed})")
+    return True
+
+
+def _known(override: Override, base: DictConfig) -> str:
+    """Return an override that Hydra will accept: a parameter missing in the YAML is added, a typo refused."""
+    text, key = str(override.input_line), override.key_or_group
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        return text
+    if _holds(base, key):
+        return text
+    parent = _node(base, key.rpartition(".")[0])
+    if isinstance(parent, DictConfig) and "_target_" in parent:
+        takes = signature(locate(parent._target_))
+        if key.rpartition(".")[2] in takes.annotations:
+            return "++" + text
+    raise ConfigError(f"unknown key {key!r}; {nearest(key, _all_keys(base))}")
+
+
+def _implied(parsed: Sequence[Override], base: DictConfig) -> list[str]:
+    """A number of steps without a number of epochs means exactly these steps."""
+    given = {override.key_or_group: override for override in parsed}
+    if "epochs" in base and "epochs" not in given and "max_steps" in given:
+        steps = given["max_steps"].value()
+        if isinstance(steps, int) and steps > 0:
+            return ["epochs=-1"]
+    return []
+
+
+def _holds(config: DictConfig, key: str) -> bool:
+    parent_key, _, leaf = key.rpartition(".")
+    parent = _node(config, parent_key)
+    if isinstance(parent, ListConfig):
+        return leaf.isdigit() and int(leaf) < len(parent)
+    return isinstance(parent, DictConfig) and leaf in parent.keys()  # noqa: SIM118 ("in" hides missing values)
+
+
+def _node(config: DictConfig, key: str) -> Any:
+    node: Any = config
+    for part in key.split(".") if key else ():
+        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node._get_node(int(part))
+        elif isinstance(node, DictConfig) and part in node.keys():  # noqa: SIM118
+            node = node._get_node(part)
+        else:
+            return None
+    return node
+
+
+def _all_keys(config: DictConfig) -> list[str]:
+    """Return the dotted keys of a configuration, and what each ``_target_`` takes beyond them."""
+    keys: list[str] = []
+
+    def visit(node: Any, prefix: str) -> None:
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+            return
+        names = list(node.keys())
+        if "_target_" in names:
+            with contextlib.suppress(Exception):
+                names += [name for name in signature(locate(node._target_)).annotations if name not in names]
+        for name in names:
+            if str(name).startswith("_"):
+                continue
+            keys.append(f"{prefix}{name}")
+            if name in node.keys():  # noqa: SIM118
+                visit(node._get_node(name), f"{prefix}{name}.")
+
+    visit(config, "")
+    return keys
+
+
+def check(config: DictConfig) -> None:
+    """Check the values of a configuration against what will receive them.
+
+    Raises:
+        ConfigError: If a value has the wrong type, or a ``_target_`` takes no such argument.
+    """
+    for key, annotation in SHORT_KEYS.items():
+        if not _holds(config, key):
+            continue
+        value = _value(config, key)
+        if not fits(value, annotation):
+            raise ConfigError(_wrong(key, value, annotation))
+    _check_node(config, "")
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    try:
+        value = OmegaConf.select(config, key)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {_first_line(error)}") from error
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _wrong(key: str, value: Any, annotation: Any, origin: str = "") -> str:
+    form = example(annotation)
+    if isinstance(value, str) and ("x" in value or "," in value):
+        numbers = value.replace("x", ",").strip("()[] ").split(",")
+        if all(number.strip().isdigit() for number in numbers) and "[" in form:
+            form = "[" + ",".join(number.strip() for number in numbers) + "]"
+    said = "null" if value is None else value
+    hint = f", for example {key}={form}" if form else ""
+    return f"{key}={said}{origin}: it takes {describe(annotation)}{hint}"
+
+
+def _check_node(node: Any, path: str) -> None:
+    """Check a node with a ``_target_`` and everything below it."""
+    if not OmegaConf.is_config(node) or node._is_none() or node._is_missing():
+        return
+    if isinstance(node, ListConfig):
+        for i in range(len(node)):
+            _check_node(node._get_node(i), f"{path}.{i}")
+        return
+    takes: Signature | None = None
+    if "_target_" in node.keys():  # noqa: SIM118
+        takes = signature(locate(node._target_))
+    for name in node.keys():  # noqa: SIM118
+        key = f"{path}.{name}" if path else str(name)
+        if takes is not None and not str(name).startswith("_"):
+            _check_argument(node, str(name), key, takes)
+        _check_node(node._get_node(name), key)
+
+
+def _check_argument(node: DictConfig, name: str, key: str, takes: Signature) -> None:
+    if name not in takes.annotations:
+        if takes.open:
+            return
+        raise ConfigError(f"{key}: {node._target_} takes no {name!r}; {nearest(name, takes.annotations)}")
+    raw = node._get_node(name)
+    interpolated = raw is not None and raw._is_interpolation()
+    value = _value(node, name)
+    if _holds_target(value) or OmegaConf.is_missing(node, name):
+        return
+    if value is None and interpolated:  # known only with the data, such as ${num_classes}
+        return
+    if not fits(value, takes.annotations[name]):
+        source = str(raw._value()).strip("${}") if interpolated and raw is not None else key
+        shown = source if source in SHORT_KEYS else key
+        origin = f" (used as {key})" if shown != key else ""
+        raise ConfigError(_wrong(shown, value, takes.annotations[name], origin))
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_holds_target, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_target, value))
+
+
+def check_targets(node: Any, source: str, trusted: Sequence[str] = TRUSTED_PACKAGES) -> None:
+    """Refuse targets outside trusted packages, before anything is imported by a configuration from elsewhere.
+
+    Args:
+        node: A plain or OmegaConf container.
+        source: The file it came from, for the message.
+        trusted: Packages whose own classes and functions may be named.
+
+    Raises:
+        ConfigError: If a ``_target_`` lies elsewhere, also when it is only reached through a trusted module.
+    """
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=False)
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and not _trusted_target(str(target), trusted):
+            raise ConfigError(
+                f"{source}: the target {target!r} lies outside {', '.join(trusted)} and is not run; "
+                "name your own parts on the command line or in a --config-dir instead"
+            )
+        for value in node.values():
+            check_targets(value, source, trusted)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            check_targets(value, source, trusted)
+
+
+def _trusted_target(target: str, trusted: Sequence[str]) -> bool:
+    if target.split(".")[0] not in trusted:
+        return False
+    home = getattr(locate(target), "__module__", None) or ""
+    return home.split(".")[0] in trusted
+
+
+def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
+    """Build the object that a node describes; errors are those of the object, not of Hydra.
+
+    Args:
+        node: A node with a ``_target_``, or a container of such nodes.
+        key: The node's place, for messages.
+        arguments: Further keyword arguments for the ``_target_``.
+
+    Raises:
+        ConfigError: If the arguments do not suit the ``_target_``.
+    """
+    from hydra.utils import instantiate as hydra_instantiate
+
+    try:
+        return hydra_instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if cause is None:
+            raise ConfigError(f"{key or 'configuration'}: {_first_line(error)}") from error
+        if isinstance(cause, PixvoxError) or not isinstance(cause, (TypeError, ValueError)):
+            raise cause from None
+        raise ConfigError(f"{key or 'configuration'}: {cause}") from cause
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain types, all references replaced by their values."""
+    container = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(container, dict):
+        raise ConfigError(f"a configuration is a mapping, got {type(container).__name__}")
+    return {str(key): value for key, value in container.items()}
+
+
+def data_overrides(data: str | Path) -> list[str]:
+    """Return the overrides for a dataset given as a path or as the name of a configuration.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    path = Path(data)
+    if path.exists():
+        return ["data=folder", override("data.path", str(path.absolute()))]
+    if isinstance(data, Path) or len(path.parts) > 1 or path.suffix:
+        raise ConfigError(
+            f"there is no dataset at {data}; --data takes a folder or file, data=NAME a configuration"
+        )
+    return [f"data={data}"]
+
+
+def override(key: str, value: Any) -> str:
+    """Write a value in Hydra's grammar.
+
+    Example:
+        >>> override("image_size", [256, 320]), override("name", "it's a=b")
+        ('image_size=[256,320]', "name='it\\\\'s a=b'")
+    """
+    return f"{key}={_grammar(value)}"
+
+
+def _grammar(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_grammar(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_grammar, value)) + "]"
+    text = str(value)
+    if text.replace("_", "").replace("-", "").isalnum():
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def overrides_from(options: Mapping[str, Any]) -> list[str]:
+    """Write keyword arguments as overrides; a mapping sets several values below its key.
+
+    Example:
+        >>> overrides_from({"head": "fcn", "backbone": {"blocks": 2}})
+        ['head=fcn', 'backbone.blocks=2']
+    """
+    lines: list[str] = []
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            lines += [override(f"{key}.{name}", item) for name, item in value.items()]
+        else:
+            lines.append(override(key, value))
+    return lines

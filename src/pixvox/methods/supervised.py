@@ -1,0 +1,176 @@
+"""Learn from labelled images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from pixvox.errors import ConfigError
+from pixvox.methods.typing import OptimizerFactory, SchedulerFactory, Scores
+from pixvox.optimizers.parameter_groups import parameter_groups
+from pixvox.segmenter import Segmenter
+from pixvox.structures import Batch, Segmentation
+
+
+class Supervised(pl.LightningModule):
+    """Train a ``Segmenter`` on images with truth; training and validation share one body.
+
+    Logs ``train/loss``, each term as ``train/NAME``, the same under ``val/`` together with every score of the
+    metrics, the learning rate and images per second.
+
+    Args:
+        segmenter: The model.
+        optimizer: Called with parameter groups, each with its ``lr``: a partial of a ``torch.optim`` class.
+        scheduler: Called with the optimiser and the number of optimiser steps of the run; None keeps the rate.
+        metrics: Scores of the validation: ``update(predictions, truths)``, ``compute()`` and ``reset()``.
+        learning_rate: Peak learning rate; by default the optimiser partial's own ``lr``.
+        backbone_learning_rate_factor: The backbone's share of the learning rate.
+        decay_norms_and_biases: Apply weight decay to every parameter.
+        channels_last: Keep convolution weights and images channels-last in memory.
+
+    Raises:
+        ConfigError: If the backbone's factor is negative.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        metrics: Scores | None = None,
+        learning_rate: float | None = None,
+        backbone_learning_rate_factor: float = 1.0,
+        decay_norms_and_biases: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if backbone_learning_rate_factor < 0:
+            raise ConfigError(
+                f"method.backbone_learning_rate_factor={backbone_learning_rate_factor}: it is a share of the "
+                "learning rate, 0 or more; freeze stages in the backbone's own options"
+            )
+        self.segmenter = segmenter
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.metrics = metrics
+        self.learning_rate = _peak(optimizer) if learning_rate is None else learning_rate
+        self.backbone_learning_rate_factor = backbone_learning_rate_factor
+        self.decay_norms_and_biases = decay_norms_and_biases
+        formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+        self.memory_format = formats[segmenter.spatial_dims] if channels_last else torch.contiguous_format
+        if channels_last:
+            _to_memory_format(segmenter, self.memory_format, segmenter.spatial_dims + 2)
+        self._since: tuple[float, int] | None = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        losses, _ = self._run(batch, "train")
+        return losses
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Segmentation]:
+        """Score a batch and return its predictions in the original frame."""
+        _, outputs = self._run(batch, "val")
+        predictions = self.segmenter.postprocess(outputs, batch.geometries)
+        predictions = [prediction.to("cpu") for prediction in predictions]
+        if self.metrics is not None and batch.truths is not None:
+            self.metrics.update(predictions, batch.truths)
+        return predictions
+
+    def _run(self, batch: Batch, stage: str) -> tuple[Tensor, dict[str, Any]]:
+        """Normalise, run the model, add up and log its loss terms."""
+        if batch.targets is None:
+            raise ConfigError("supervised learning needs labels, but this batch has none; check the dataset")
+        valid_sizes = batch.valid_sizes
+        images = self.segmenter.normalize(batch.images, batch.intensity_ranges, valid_sizes)
+        images = images.contiguous(memory_format=self.memory_format)
+        outputs: dict[str, Any] = self.segmenter(images, batch.targets, valid_sizes)
+        terms: dict[str, Tensor] = outputs["losses"]
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        logged = {f"{stage}/{name}": term.detach() for name, term in {"loss": loss, **terms}.items()}
+        training = stage == "train"
+        self.log_dict(
+            logged, batch_size=len(batch), on_step=training, on_epoch=not training, sync_dist=not training
+        )
+        return loss, outputs
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the images of the validation before."""
+        if self.metrics is not None:
+            self.metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every score; all processes join, since the metrics gather from all."""
+        if self.metrics is not None:
+            self.log_dict({f"val/{name}": float(value) for name, value in self.metrics.compute().items()})
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the learning rate and the images per second since the last time they were logged."""
+        now = time.perf_counter()
+        start, images = self._since or (now, -len(batch))  # the first batch pays for starting up
+        images += len(batch)
+        self._since = (start, images)
+        if (self.trainer.global_step % max(1, self.trainer.log_every_n_steps)) == 0:
+            optimizer = self.trainer.optimizers[0]
+            self.log("learning_rate", max(group["lr"] for group in optimizer.param_groups))
+            if now > start:
+                world = self.trainer.world_size
+                self.log("images_per_second", images * world / (now - start), batch_size=len(batch))
+                self._since = (now, 0)
+
+    def on_validation_end(self) -> None:
+        """Leave validation out of the images per second."""
+        self._since = None
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser over parameter groups, and a scheduler stepped after each optimiser step."""
+        optimizer = self.optimizer(
+            parameter_groups(
+                self.segmenter,
+                self.learning_rate,
+                self.backbone_learning_rate_factor,
+                self.decay_norms_and_biases,
+            )
+        )
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer, total_steps=self._total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ConfigError(
+                "a schedule needs an end: give epochs=N or max_steps=N, or scheduler=constant scheduler.warmup=0"
+            )
+        return max(1, int(steps))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch without waiting for pinned memory to arrive; truths stay on the CPU."""
+        return batch.to(device, non_blocking=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model without any configuration file."""
+        from pixvox.weights.checkpoint import model_record
+
+        checkpoint["pixvox"] = model_record(self.segmenter)
+
+
+def _peak(optimizer: OptimizerFactory) -> float:
+    keywords: Mapping[str, Any] = getattr(optimizer, "keywords", {})
+    if "lr" not in keywords:
+        raise ConfigError(
+            "the optimiser has no learning rate: give learning_rate, or functools.partial(optimizer, lr=1e-4)"
+        )
+    return float(keywords["lr"])
+
+
+def _to_memory_format(model: torch.nn.Module, memory_format: torch.memory_format, dims: int) -> None:
+    """Reorder convolution weights; ``Module.to(memory_format=...)`` fails where 4-D and 5-D weights are mixed."""
+    for parameter in model.parameters():
+        if parameter.dim() == dims:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)

@@ -1,0 +1,28 @@
+"""What a method is given: factories of optimisers and schedulers, and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pixvox.structures import Segmentation
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+"""Takes parameter groups; a partial of a ``torch.optim`` class."""
+
+
+class SchedulerFactory(Protocol):
+    """Takes the optimiser and the number of optimiser steps of the run."""
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler: ...  # noqa: D102
+
+
+class Scores(Protocol):
+    """What a method asks of a metric."""
+
+    def update(self, predictions: Sequence[Segmentation], truths: Sequence[Segmentation]) -> None: ...  # noqa: D102
+    def compute(self) -> dict[str, float]: ...  # noqa: D102
+    def reset(self) -> None: ...  # noqa: D102
