@@ -13,8 +13,8 @@ from torch import Tensor
 class BoxCoder:
     """Encode boxes relative to references: shifts of the centre in sizes, and logarithms of size ratios.
 
-    "R-CNN" (Girshick et al., 2014, https://arxiv.org/abs/1311.2524), for any number of dimensions; in 2-D equal
-    to torchvision's ``det_utils.BoxCoder``.
+    "R-CNN" (Girshick et al., 2014, https://arxiv.org/abs/1311.2524), for any number of dimensions; in 2-D
+    equal to torchvision's ``det_utils.BoxCoder``.
 
     Args:
         weights: Factors of the codes: one for centres and one for sizes, or one per coordinate.
@@ -50,7 +50,7 @@ class BoxCoder:
     def decode(
         self, codes: Float[Tensor, "*batch sides"], references: Float[Tensor, "*#batch sides"]
     ) -> Float[Tensor, "*batch sides"]:
-        """Return the boxes that codes stand for; references broadcast, e.g. ``(n, 1, sides)`` for all classes."""
+        """Return the boxes that codes stand for; references broadcast: ``(n, 1, sides)`` for all classes."""
         codes = codes / self._factors(codes)
         half = codes.shape[-1] // 2
         centre, size = _centre_size(references)

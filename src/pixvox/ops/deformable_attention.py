@@ -30,8 +30,8 @@ def multi_scale_deformable_attention(
     Args:
         value: Features of all levels, one level after the other, each row-major.
         spatial_shapes: Size of each level in array order.
-        sampling_locations: ``(x, y[, z])`` relative to each level, 0 and 1 being its outer edges; values outside
-            count as 0.
+        sampling_locations: ``(x, y[, z])`` relative to each level, 0 and 1 being its outer edges; what is
+            outside counts as 0.
         attention_weights: Weight of each point, usually of sum 1 over levels and points.
         backend: As for ``multilinear_sampling``.
 
@@ -46,8 +46,8 @@ def multi_scale_deformable_attention(
     lengths = [math.prod(shape) for shape in shapes]
     if sum(lengths) != positions or len(shapes) != sampling_locations.shape[3]:
         raise ValueError(
-            f"levels of {list(map(tuple, shapes))} have {sum(lengths)} positions, but value has {positions} and "
-            f"the sampling locations {sampling_locations.shape[3]} levels"
+            f"levels of {list(map(tuple, shapes))} have {sum(lengths)} positions, but value has {positions} "
+            f"and the sampling locations {sampling_locations.shape[3]} levels"
         )
     indices, weights, start = [], [], 0
     for level, shape in enumerate(shapes):

@@ -23,8 +23,8 @@ class Matcher:
     Args:
         high_threshold: From this IoU on a prediction is matched.
         low_threshold: Below this IoU it is background; between the two it is left out.
-        allow_low_quality_matches: Match the predictions that overlap an object best (all of them, on ties) even
-            below the thresholds, so that each object has one; they learn the object *they* overlap best.
+        allow_low_quality_matches: Match the predictions that overlap an object best (all of them, on ties)
+            even below the thresholds, so that each object has one; they learn the object *they* overlap best.
 
     Raises:
         ValueError: If the thresholds are not in order.
@@ -122,8 +122,8 @@ def hungarian(cost: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " pairs"
     values = cost.detach().cpu().double()
     if bool(values.isnan().any()):
         raise ValueError(
-            f"{int(values.isnan().sum())} of {values.numel()} matching costs are NaN: predictions or targets hold "
-            "NaN or infinite values; look at the loss of the step before, the learning rate, and the boxes"
+            f"{int(values.isnan().sum())} of {values.numel()} matching costs are NaN: predictions or targets "
+            "hold NaN or infinite values; look at the loss of the step before, the learning rate, and the boxes"
         )
     try:
         rows, columns = linear_sum_assignment(values.numpy())

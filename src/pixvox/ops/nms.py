@@ -134,8 +134,8 @@ def _suppress(boxes: Float[Tensor, "n sides"], iou_threshold: float) -> Int[Tens
         alive = torch.arange(first, min(first + _BLOCK, len(boxes)), device=boxes.device)
         for earlier in torch.split(kept, _BLOCK):
             alive = alive[~_overlaps(boxes[earlier], boxes[alive], iou_threshold).any(dim=0)]
-        # Row i drops column j. "Kept = not dropped by a kept one" has one solution, for a box depends on better
-        # ones only; each pass settles at least one box more, in practice nearly all of them.
+        # Row i drops column j. "Kept = not dropped by a kept one" has one solution, for a box depends on
+        # better ones only; each pass settles at least one box more, in practice nearly all of them.
         drops = _overlaps(boxes[alive], boxes[alive], iou_threshold).triu(diagonal=1).float()
         keep = torch.ones(len(alive), device=boxes.device)
         while True:
