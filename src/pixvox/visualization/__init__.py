@@ -1,1 +1,1 @@
-"""Visualization."""
+"""Pictures of results, of training and of scores: they know only ``Segmentation`` and what metrics give."""
