@@ -30,7 +30,7 @@ def box_volume(boxes: Shaped[Tensor, "*batch sides"]) -> Float[Tensor, "*batch"]
 
 
 def box_iou(
-    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m sides"], paired: bool = False
+    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m _"], paired: bool = False
 ) -> Float[Tensor, "..."]:
     """Return the intersection over union of each box with each other box.
 
@@ -54,7 +54,7 @@ def box_iou(
 
 
 def generalized_box_iou(
-    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m sides"], paired: bool = False
+    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m _"], paired: bool = False
 ) -> Float[Tensor, "..."]:
     """Return the generalised IoU, in [-1, 1]: the IoU less the part of the enclosing box that neither fills.
 
@@ -72,7 +72,7 @@ def generalized_box_iou(
 
 
 def distance_box_iou(
-    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m sides"], paired: bool = False
+    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m _"], paired: bool = False
 ) -> Float[Tensor, "..."]:
     """Return the distance IoU: the IoU less the squared distance of centres over the enclosing diagonal.
 
@@ -88,7 +88,7 @@ def distance_box_iou(
 
 
 def complete_box_iou(
-    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m sides"], paired: bool = False
+    boxes1: Shaped[Tensor, "n sides"], boxes2: Shaped[Tensor, "m _"], paired: bool = False
 ) -> Float[Tensor, "..."]:
     """Return the complete IoU: the distance IoU less a term for the difference of aspect ratios.
 

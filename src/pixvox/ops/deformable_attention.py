@@ -51,7 +51,9 @@ def multi_scale_deformable_attention(
         )
     indices, weights, start = [], [], 0
     for level, shape in enumerate(shapes):
-        locations = sampling_locations[:, :, :, level].flip(-1).float()
+        locations = sampling_locations[:, :, :, level].flip(-1)
+        if locations.dtype != torch.float64:
+            locations = locations.float()
         index, weight = corner_taps(locations * locations.new_tensor(shape) - 0.5, shape)
         indices.append(index + start)
         weights.append(weight * attention_weights[:, :, :, level, :, None])

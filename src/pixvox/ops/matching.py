@@ -123,7 +123,7 @@ def hungarian(cost: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " pairs"
     if bool(values.isnan().any()):
         raise ValueError(
             f"{int(values.isnan().sum())} of {values.numel()} matching costs are NaN: predictions or targets "
-            "hold NaN or infinite values; look at the loss of the step before, the learning rate, and the boxes"
+            "hold NaN or infinite values; look at the last loss, the learning rate, and the boxes"
         )
     try:
         rows, columns = linear_sum_assignment(values.numpy())

@@ -15,7 +15,7 @@ _BLOCK = 1024  # boxes settled at once by the pure torch form; 4 MB per matrix o
 
 def nms(
     boxes: Shaped[Tensor, "n sides"],
-    scores: Shaped[Tensor, " n"],
+    scores: Shaped[Tensor, " _"],
     iou_threshold: float,
     backend: str = "auto",
 ) -> Int[Tensor, " kept"]:
@@ -49,8 +49,8 @@ def nms(
 
 def batched_nms(
     boxes: Shaped[Tensor, "n sides"],
-    scores: Shaped[Tensor, " n"],
-    idxs: Int[Tensor, " n"],
+    scores: Shaped[Tensor, " _"],
+    idxs: Int[Tensor, " _"],
     iou_threshold: float,
     backend: str = "auto",
 ) -> Int[Tensor, " kept"]:

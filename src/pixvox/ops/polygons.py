@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ _Float64 = npt.NDArray[np.float64]
 _Int64 = npt.NDArray[np.int64]
 
 
-def polygons_to_rle(parts: Sequence[Sequence[float]], size: Sequence[int], on_invalid: str = "raise") -> RLE:
+def polygons_to_rle(parts: Sequence[Any], size: Sequence[int], on_invalid: str = "raise") -> RLE:
     """Rasterise the polygons of one instance to one mask (2-D only); parts are united.
 
     Args:
@@ -65,7 +66,7 @@ def polygons_to_rle(parts: Sequence[Sequence[float]], size: Sequence[int], on_in
     return {"size": [height, width], "counts": compress_counts(counts)}
 
 
-def polygon_problem(part: Sequence[float], size: Sequence[int]) -> str | None:
+def polygon_problem(part: Any, size: Sequence[int]) -> str | None:
     """Return why a polygon cannot be used on a canvas of ``size``, or None when it can.
 
     Example:
@@ -75,7 +76,7 @@ def polygon_problem(part: Sequence[float], size: Sequence[int]) -> str | None:
     return _check(part, *(int(length) for length in size))[1]
 
 
-def _check(part: Sequence[float], height: int, width: int) -> tuple[_Float64, str | None]:
+def _check(part: Any, height: int, width: int) -> tuple[_Float64, str | None]:
     """Return the corners ``(n, 2)`` and why they cannot be used."""
     try:
         values = np.asarray(part, dtype=np.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -107,17 +107,17 @@ def rle_runs(rle: RLE) -> tuple[_Int64, _Int64, tuple[int, ...]]:
     size = tuple(int(length) for length in rle["size"])
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
-        values = decompress_counts(counts)
+        values: npt.NDArray[Any] = decompress_counts(counts)
     else:
         values = np.asarray(counts, dtype=np.float64)
         if values.ndim != 1 or not (np.isfinite(values) & (values == np.floor(values))).all():
             raise DataError(f"RLE counts must be whole numbers in one list, got {_shorten(counts)}")
-        values = values.astype(np.int64)
     total = math.prod(size)
     if (values < 0).any() or (values > total).any():
         raise DataError(
             f"RLE counts must lie between 0 and {total} (size {size}), got {_shorten(values.tolist())}"
         )
+    values = values.astype(np.int64)
     if values.sum() != total:
         raise DataError(
             f"RLE counts add up to {int(values.sum())} pixels, but the size {size} has {total}; "

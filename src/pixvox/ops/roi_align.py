@@ -68,7 +68,9 @@ def roi_align(
     # Boxes that need equally many samples go together; a box with a negative side has none, and gives 0.
     counts = (extent / extent.new_tensor(bins)).ceil().clamp(min=0).long()
     kinds, group = torch.unique(counts, dim=0, return_inverse=True)
-    pieces, chosen = [table.new_zeros((0, *bins, table.shape[1]))], [group[:0]]
+    # The empty first piece keeps the gradient of features without boxes.
+    pieces = [_sample_boxes(table, low[:0], extent[:0], images[:0], size, bins, (1,) * dims)]
+    chosen = [group[:0]]
     for number, kind in enumerate(kinds.tolist()):
         chosen.append((group == number).nonzero()[:, 0])
         part = (low[chosen[-1]], extent[chosen[-1]], images[chosen[-1]])
@@ -240,8 +242,8 @@ def _sample_portion(
 
 def _axis_taps(
     low: Float[Tensor, " k"], extent: Float[Tensor, " k"], length: int, bins: int, samples: int
-) -> tuple[Int[Tensor, "k bins taps"], Float[Tensor, "k bins taps"]]:
-    """Return places along one axis and their weights; all samples of a bin average to one value."""
+) -> tuple[Float[Tensor, "k bins taps"], Float[Tensor, "k bins taps"]]:
+    """Return (whole) places along one axis and their weights; all samples of a bin average to one value."""
     step = torch.arange(bins * samples, dtype=low.dtype, device=low.device) + 0.5
     place = low[:, None] + extent[:, None] / (bins * samples) * step
     # Up to one pixel outside counts as the border, farther outside as 0.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
@@ -81,6 +81,7 @@ def _share(length: int, work: Callable[[int, int], None]) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
+@no_type_check  # numba compiles the function itself, not a checking wrapper
 def _spread_rows(
     gradient: _Array, index: _Array, weight: _Array, summed: _Array, first: int, last: int
 ) -> None:
@@ -94,6 +95,7 @@ def _spread_rows(
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
+@no_type_check
 def _row_products(
     table: _Array, index: _Array, gradient: _Array, dots: _Array, first: int, last: int
 ) -> None:
@@ -107,6 +109,7 @@ def _row_products(
 
 
 @numba.njit(nogil=True, cache=True)
+@no_type_check
 def _suppress(boxes: _Array, iou_threshold: float) -> _Array:
     n, dims = boxes.shape[0], boxes.shape[1] // 2
     dead = np.zeros(n, dtype=np.bool_)
