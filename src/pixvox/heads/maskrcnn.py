@@ -107,7 +107,7 @@ class MaskRCNN(Head):
         sampling_ratio: Samples per bin and axis of RoIAlign.
         mask_sampling_ratio: The same when true masks are sampled; 0 adapts to the region's size, as torchvision.
         canonical_size: Side of the regions that are read from ``canonical_level``.
-        canonical_level: Index of that level, 0 is the finest.
+        canonical_level: Number of that level, log2 of its stride (4 is stride 16).
         score_threshold: Detections below are dropped.
         nms_threshold: IoU above which the worse of two detections of a class goes.
         detections_per_image: Most detections of one image; None is no cap.
@@ -146,7 +146,7 @@ class MaskRCNN(Head):
         sampling_ratio: int = 2,
         mask_sampling_ratio: int = 2,
         canonical_size: float = 224.0,
-        canonical_level: int = 2,
+        canonical_level: int = 4,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         detections_per_image: int | None = None,
@@ -181,7 +181,7 @@ class MaskRCNN(Head):
         self.canonical_level = canonical_level
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
-        self.matcher = Matcher(positive_iou, positive_iou, allow_low_quality=False)
+        self.matcher = Matcher(positive_iou, positive_iou, allow_low_quality_matches=False)
         self.coder = BoxCoder(weights=(10.0, 5.0))
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:

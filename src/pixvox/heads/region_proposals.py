@@ -13,7 +13,7 @@ from pixvox.heads.anchors import AnchorGenerator
 from pixvox.layers import conv
 from pixvox.ops.box_coding import BoxCoder
 from pixvox.ops.boxes import box_iou, box_volume, clip_boxes
-from pixvox.ops.matching import Matcher, balanced_sample
+from pixvox.ops.matching import BELOW_LOW, BETWEEN, Matcher, balanced_sample
 from pixvox.ops.nms import batched_nms
 from pixvox.structures import Features, Instances
 
@@ -59,7 +59,7 @@ class RegionProposalNetwork(nn.Module):
         self.samples_per_image = samples_per_image
         self.positive_fraction = positive_fraction
         self.min_size = min_size
-        self.matcher = Matcher(positive_iou, negative_iou, allow_low_quality=True)
+        self.matcher = Matcher(positive_iou, negative_iou, allow_low_quality_matches=True)
         self.coder = BoxCoder()
         count = anchors.num_anchors(spatial_dims)
         self.conv = conv(spatial_dims, in_channels, in_channels, 3)
@@ -160,7 +160,7 @@ def leave_out_ignored(matches: Tensor, boxes: Tensor, ignored: Tensor, threshold
     high = torch.minimum(boxes[:, None, half:], ignored[None, :, half:])
     shared = (high - low).clamp(min=0).prod(dim=-1)
     covered = shared.amax(dim=1) > threshold * box_volume(boxes)
-    return torch.where((matches == Matcher.BELOW) & covered, torch.full_like(matches, Matcher.BETWEEN), matches)
+    return torch.where((matches == BELOW_LOW) & covered, torch.full_like(matches, BETWEEN), matches)
 
 
 def _flatten_anchors(x: Tensor, values: int) -> Tensor:
