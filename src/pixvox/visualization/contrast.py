@@ -27,11 +27,12 @@ class Contrast:
 
     @classmethod
     def of(cls, image: Shaped[Tensor, "channels *spatial"]) -> Contrast:
-        """Keep 8-bit colour images as they are, and stretch all others between percentiles of each channel."""
+        """Keep 8-bit colour images as they are, and stretch others between percentiles of each channel."""
         flat = image.detach().cpu().reshape(image.shape[0], -1)
         flat = flat[:, :: max(1, flat.shape[1] // _SAMPLES)].to(torch.float64)
         values = np.nan_to_num(flat.numpy())
-        if len(values) == 3 and values.min(initial=0) >= 0 and 1 < values.max(initial=0) <= 255:
+        colored = len(values) == 3 and bool((values[0] != values[1:]).any())
+        if colored and values.min(initial=0) >= 0 and 1 < values.max(initial=0) <= 255:
             return cls(np.tile([0.0, 255.0], (3, 1)))
         if values.shape[1] == 0:
             return cls(np.tile([0.0, 1.0], (len(values), 1)))

@@ -94,7 +94,8 @@ def draw_curves(metrics_csv: str | Path, path: str | Path, best_by: str | None =
             axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         if title == "learning rate":
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        if len(lines) > 1 or title == "scores":
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return save_figure(figure, path)
 
 
@@ -116,7 +117,7 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Series], smooth: bool) -> None:
         label = name.removeprefix("train/").removeprefix("val/") if name.split("/")[-1] != "loss" else name
         if smooth and len(values) > 50:
             axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.25)
-            steps, values, marker = steps, _running_mean(values, len(values) // 25), None
+            values = _running_mean(values, len(values) // 25)
         axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=label)
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from pixvox.structures import Segmentation, Size
-from pixvox.visualization.views import View, drawn_instances, views
+from pixvox.visualization.colors import class_colors
+from pixvox.visualization.views import View, drawn_instances, layer_colors, views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 FEW_INSTANCES = 25
 """Up to so many instances get a box and a caption; more would hide the image."""
 _GAP = 4
+_READABLE = 0.09
+"""Share of the image that the median instance must be long to get a box and a caption."""
 
 
 def overlay(
@@ -62,7 +68,8 @@ def _square(view: View, unit: float) -> UInt8[np.ndarray, "height width 3"]:
         (np.arange(max(1, round(length * step / unit))) * unit / step).astype(int).clip(0, length - 1)
         for length, step in zip(view.rgb.shape[:2], view.spacing, strict=True)
     ]
-    return view.rgb[index[0]][:, index[1]]
+    square: npt.NDArray[np.uint8] = view.rgb[index[0]][:, index[1]]
+    return square
 
 
 def plot(
@@ -93,26 +100,26 @@ def plot(
     parts = views(shown, image, alpha=alpha, zoom=zoom)
     if len(parts) == 1:
         height, width = parts[0].rgb.shape[:2]
-        figure = new_figure(
-            min(10, max(4, 7 * width / height)), min(10, max(4, 7 * width / height)) * height / width + 0.3
-        )
+        wide = min(10.0, max(4.0, 7 * width / height))
+        figure = new_figure(wide, wide * height / width + 0.35)
         axes = [figure.add_subplot()]
     else:
-        figure = new_figure(11, 6)
-        xy, zy = parts[0].rgb.shape, parts[1].rgb.shape
-        ratio = parts[1].spacing[1] / parts[0].spacing[1] * zy[1] / xy[1]
-        depth = parts[2].rgb.shape[0] * parts[2].spacing[0] / (xy[0] * parts[0].spacing[0])
-        grid = figure.add_gridspec(
-            2, 3, width_ratios=(1, max(ratio, 0.15), 1), height_ratios=(1, max(depth, 0.15))
-        )
+        depth, height, width = extent(shown)
+        wide = min(14.0, max(7.0, 6 * (2 * width + depth) / (height + depth)))
+        figure = new_figure(wide, wide * (height + depth) / (2 * width + depth) + 0.6)
+        ratios = {"width_ratios": (width, depth, width), "height_ratios": (height, depth)}
+        grid = figure.add_gridspec(2, 3, **ratios)
         axes = [figure.add_subplot(grid[cell]) for cell in ((0, 0), (0, 1), (1, 0), (0, 2))]
+        notes = figure.add_subplot(grid[1, 2])
+        notes.text(0.02, 0.95, describe(shown), fontsize=8, color=INK, va="top", transform=notes.transAxes)
+        picture_axes(notes)
     for ax, part in zip(axes, parts, strict=True):
         ax.imshow(part.rgb, aspect=part.aspect, interpolation="nearest")
         ax.set_title(part.name, fontsize=9, color=INK)
         picture_axes(ax)
     if len(parts) == 1:
         add_captions(axes[0], shown, zoom, captions)
-        add_legend(axes[0], shown)
+    add_legend(figure, [shown])
     figure.suptitle(headline(shown) if title is None else title, fontsize=10, color=INK)
     return figure
 
@@ -120,6 +127,23 @@ def plot(
 def zoom_of(size: Size, target: int = 512) -> int:
     """Return how often the pixels of a small image are repeated, so that outlines are thin."""
     return max(1, min(8, target // max(size)))
+
+
+def extent(segmentation: Segmentation) -> tuple[float, ...]:
+    """Return the lengths of the frame in units of its finest spacing, so that aspects are true."""
+    geometry = segmentation.geometry
+    steps = (geometry.spacing if geometry is not None else None) or (1.0,) * segmentation.spatial_dims
+    return tuple(length * step / min(steps) for length, step in zip(segmentation.size, steps, strict=True))
+
+
+def describe(segmentation: Segmentation) -> str:
+    """Return size and spacing of a volume in words."""
+    lines = [" x ".join(map(str, segmentation.size)) + " voxels (z, y, x)"]
+    geometry = segmentation.geometry
+    if geometry is not None and geometry.spacing is not None:
+        unit = "µm" if geometry.unit == "um" else geometry.unit
+        lines.append("spacing " + " x ".join(f"{step:g}" for step in geometry.spacing) + f" {unit}")
+    return "\n".join(lines)
 
 
 def headline(segmentation: Segmentation) -> str:
@@ -131,65 +155,72 @@ def headline(segmentation: Segmentation) -> str:
     return f"{name}  {count} instance{'' if count == 1 else 's'}".strip()
 
 
-def add_captions(axes: Axes, segmentation: Segmentation, zoom: int, captions: bool | None = None) -> None:
-    """Draw box, class and score of each instance of a 2-D view."""
+def add_captions(
+    axes: Axes,
+    segmentation: Segmentation,
+    zoom: int,
+    captions: bool | None = None,
+    colors: UInt8[np.ndarray, "n 3"] | None = None,
+) -> None:
+    """Draw box, class and score of each instance of a 2-D view, if they are few and large enough to read."""
     instances = segmentation.instances
     if instances is None or segmentation.spatial_dims != 2 or captions is False:
         return
-    if captions is None and len(instances) > FEW_INSTANCES:
+    sides = (instances.boxes[:, 2:] - instances.boxes[:, :2]).amax(dim=1)
+    if captions is None and (
+        not 0 < len(instances) <= FEW_INSTANCES or sides.median() < _READABLE * max(segmentation.size)
+    ):
         return
     from matplotlib.patches import Rectangle
 
-    from pixvox.visualization.colors import instance_colors
-
-    colors = instance_colors(instances.boxes.double().numpy()) / 255
+    if colors is None:
+        colors = layer_colors(instances)
     several = len(segmentation.class_names) > 1 or bool((instances.labels > 0).any())
     for i, (x0, y0, x1, y1) in enumerate((instances.boxes * zoom - 0.5).tolist()):
-        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colors[i], linewidth=1.2)
+        color = colors[i] / 255
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=1.2)
         axes.add_patch(box)
         text = [class_name(segmentation, int(instances.labels[i]))] if several else []
         if instances.scores is not None:
             text.append(f"{float(instances.scores[i]):.2f}")
         if text:
-            dark = bool(colors[i] @ np.array([0.299, 0.587, 0.114]) > 0.55)
+            bright = bool(color @ np.array([0.299, 0.587, 0.114]) > 0.55)
             axes.text(
                 x0,
                 y0,
                 " ".join(text),
                 fontsize=7,
-                color="black" if dark else "white",
-                verticalalignment="bottom",
+                color="black" if bright else "white",
+                verticalalignment="top" if y0 < 0.04 * zoom * segmentation.size[0] else "bottom",
                 clip_on=True,
-                bbox={"facecolor": colors[i], "edgecolor": "none", "pad": 1.0},
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
             )
 
 
-def add_legend(axes: Axes, segmentation: Segmentation, most: int = 20) -> None:
-    """Name the classes that a class map shows."""
-    if segmentation.instances is not None or segmentation.class_map is None:
-        return
+def add_legend(figure: Figure, segmentations: Sequence[Segmentation], most: int = 40) -> None:
+    """Name the classes that class maps show, below the figure."""
+    patches = legend_patches(segmentations)[:most]
+    if patches:
+        columns = max(1, min(len(patches), int(figure.get_figwidth() / 1.3)))
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
+def legend_patches(segmentations: Sequence[Segmentation]) -> list[Patch]:
+    """Return a coloured patch for each class that class maps show, by class index."""
     from matplotlib.patches import Patch
 
-    from pixvox.visualization.colors import class_colors
-
-    present = [
-        int(label) for label in torch.unique(segmentation.class_map) if label != segmentation.ignore_index
-    ]
-    present = [label for label in present if label >= 0]
-    if not present:
-        return
-    colors, drawn = class_colors(
-        segmentation.class_names, max(*present, len(segmentation.class_names) - 1, 0) + 1
-    )
-    patches = [
-        Patch(facecolor=colors[label] / 255, label=class_name(segmentation, label))
-        for label in present
-        if drawn[label]
-    ]
-    if patches:
-        axes.legend(
-            handles=patches[:most], loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8
-        )
+    patches: dict[int, Patch] = {}
+    for segmentation in segmentations:
+        if segmentation.instances is not None or segmentation.class_map is None:
+            continue
+        labels = torch.unique(segmentation.class_map)
+        present = [int(i) for i in labels if i >= 0 and i != segmentation.ignore_index]
+        names = segmentation.class_names
+        colors, drawn = class_colors(names, max([len(names), *(label + 1 for label in present)]))
+        for label in present:
+            if drawn[label]:
+                patches[label] = Patch(facecolor=colors[label] / 255, label=class_name(segmentation, label))
+    return [patches[label] for label in sorted(patches)]
 
 
 def class_name(segmentation: Segmentation, label: int) -> str:

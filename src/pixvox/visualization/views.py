@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from pixvox.structures import Segmentation, Size
+from pixvox.structures import Instances, Segmentation, Size
 from pixvox.visualization.colors import IGNORE_COLOR, class_colors, color_table, instance_colors
 from pixvox.visualization.contrast import Contrast
 
@@ -67,26 +67,38 @@ def drawn_instances(segmentation: Segmentation, score_threshold: float | None) -
     )
 
 
-def paint_layer(segmentation: Segmentation) -> Layer:
-    """Return the objects, or the classes where there are none, as coloured ids."""
+def paint_layer(segmentation: Segmentation, colors: UInt8[np.ndarray, "n 3"] | None = None) -> Layer:
+    """Return the objects, or the classes where there are none, as coloured ids.
+
+    Args:
+        segmentation: What is painted.
+        colors: A colour per instance; by default such that neighbours differ.
+    """
     instances = segmentation.instances
     if instances is not None and instances.masks is not None:
         order = torch.arange(len(instances))
         if instances.scores is not None:
             order = instances.scores.argsort(descending=True, stable=True)
         ids = instances.masks.label_map(order).numpy()
-        colors = instance_colors(instances.boxes.double().numpy())
-        colors[instances.ignore.numpy()] = IGNORE_COLOR
+        if colors is None:
+            colors = layer_colors(instances)
         return Layer(ids, color_table(colors[order.numpy()], len(instances)))
     if segmentation.class_map is None:
         return Layer(np.zeros(segmentation.size, dtype=np.int64), np.zeros((1, 3), dtype=np.int64))
     class_map = segmentation.class_map.cpu().numpy().astype(np.int64)
     ignored = (class_map == segmentation.ignore_index) | (class_map < 0)
     count = max(len(segmentation.class_names), int(np.where(ignored, 0, class_map).max(initial=0)) + 1)
-    colors, drawn = class_colors(segmentation.class_names, count)
+    by_class, drawn = class_colors(segmentation.class_names, count)
     ids = np.where(ignored, count + 1, class_map + 1)
     ids[np.isin(class_map, np.flatnonzero(~drawn))] = 0
-    return Layer(ids, np.concatenate([color_table(colors, count), [IGNORE_COLOR]]))
+    return Layer(ids, np.concatenate([color_table(by_class, count), [IGNORE_COLOR]]))
+
+
+def layer_colors(instances: Instances) -> UInt8[np.ndarray, "n 3"]:
+    """Return a colour per instance: neighbours differ, ignored ones are grey."""
+    colors = instance_colors(instances.boxes.double().numpy())
+    colors[instances.ignore.numpy()] = IGNORE_COLOR
+    return colors
 
 
 def blend(
@@ -103,7 +115,8 @@ def blend(
     if contour:
         weight[_outline(ids)] = 1.0
     mixed = rgb * (1 - weight[..., None]) + painted * weight[..., None]
-    return mixed.round().astype(np.uint8)
+    blended: npt.NDArray[np.uint8] = mixed.round().astype(np.uint8)
+    return blended
 
 
 def _outline(ids: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
@@ -134,6 +147,7 @@ def views(
     alpha: float = 0.4,
     paint: bool = True,
     zoom: int = 1,
+    colors: UInt8[np.ndarray, "n 3"] | None = None,
 ) -> list[View]:
     """Return one view of an image; xy, zy and xz slices and a projection along z of a volume.
 
@@ -145,12 +159,13 @@ def views(
         alpha: Opacity inside the objects, in [0, 1].
         paint: Whether anything is painted; False gives the image alone.
         zoom: Each pixel becomes ``zoom x zoom``, so that outlines stay thin.
+        colors: A colour per instance; by default such that neighbours differ.
     """
     image = segmentation.image if image is None else image
     size = segmentation.size
     if image is None:
         image = torch.zeros((1, *size))
-    layer = paint_layer(segmentation)
+    layer = paint_layer(segmentation, colors)
     contrast = Contrast.of(image)
     spacing = tuple(segmentation.geometry.spacing or ()) if segmentation.geometry is not None else ()
     spacing = spacing or (1.0,) * len(size)
