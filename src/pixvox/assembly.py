@@ -58,12 +58,17 @@ def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
 
 
 def check_task(segmenter: Segmenter, metadata: Metadata) -> None:
+    """Refuse data that are labelled for another task than the model's.
+
+    Raises:
+        ConfigError: If they are.
+    """
     if segmenter.task != metadata.task:
         heads = {"instance": "maskrcnn", "semantic": "fcn"}
         raise ConfigError(
-            f"this head is for {segmenter.task} segmentation, but {metadata.name or 'the dataset'} is labelled for "
-            f"{metadata.task} segmentation; choose head={heads[metadata.task]} (pixvox models lists all), or "
-            f"read the data as data.task={segmenter.task} where its format allows"
+            f"this head is for {segmenter.task} segmentation, but {metadata.name or 'the dataset'} is "
+            f"labelled for {metadata.task} segmentation; choose head={heads[metadata.task]} (pixvox models "
+            f"lists all), or read the data as data.task={segmenter.task} where its format allows"
         )
 
 
@@ -124,7 +129,8 @@ def build_trainer(
     config: DictConfig, run: RunFolder, monitor: str | None, mode: str, resumed: Path | None = None
 ) -> pl.Trainer:
     """Build Lightning's trainer with the callbacks and loggers of a run folder."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.callbacks import ProgressBar
 
     from pixvox.callbacks.metrics_table import MetricsTable
 
@@ -143,11 +149,13 @@ def build_trainer(
             "max_epochs": 1,
             "max_steps": -1,
         }
+    callbacks = build_callbacks(config, run, monitor, mode)
     try:
         trainer: pl.Trainer = instantiate(
             config.trainer,
             "trainer",
-            callbacks=build_callbacks(config, run, monitor, mode),
+            callbacks=callbacks,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             logger=loggers,
             default_root_dir=str(run.path),
             **limits,

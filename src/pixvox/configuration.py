@@ -1,8 +1,8 @@
 """Compose, check and instantiate configurations: Hydra's compose API with messages for people.
 
 ``compose("train", ["backbone=resnet18", "learning_rate=1e-3"])`` returns the whole configuration. Short keys
-such as ``learning_rate`` stand at the top of ``configs/train.yaml``; the groups refer to them, so each value is
-written once. Every value is checked against the annotations of the ``_target_`` that will receive it.
+such as ``learning_rate`` stand at the top of ``configs/train.yaml``; the groups refer to them, so each value
+is written once. Every value is checked against the annotations of the ``_target_`` that will receive it.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def _parse(text: str) -> Override:
     except HydraException as error:
         key, _, value = text.partition("=")
         raise ConfigError(
-            f"{text!r} cannot be read as key=value: {_first_line(error)}. Quote values with special characters: "
-            f"'{key}=\"{value}\"'; datasets and files are given by options such as --data"
+            f"{text!r} cannot be read as key=value: {_first_line(error)}. Quote values with special "
+            f"characters: '{key}=\"{value}\"'; datasets and files are given by options such as --data"
         ) from error
     if override.is_sweep_override():
         key, _, value = text.partition("=")
@@ -236,7 +236,7 @@ def _all_keys(config: DictConfig) -> list[str]:
         if "_target_" in names:
             with contextlib.suppress(Exception):
                 names += [name for name in signature(locate(node._target_)).annotations if name not in names]
-        for name in names:
+        for name in map(str, names):
             if str(name).startswith("_"):
                 continue
             keys.append(f"{prefix}{name}")
@@ -410,8 +410,8 @@ def override(key: str, value: Any) -> str:
     """Write a value in Hydra's grammar.
 
     Example:
-        >>> override("image_size", [256, 320]), override("name", "it's a=b")
-        ('image_size=[256,320]', "name='it\\\\'s a=b'")
+        >>> override("image_size", [256, 320]), override("name", "a=b, c")
+        ('image_size=[256,320]', "name='a=b, c'")
     """
     return f"{key}={_grammar(value)}"
 

@@ -19,6 +19,9 @@ UNSAID = (
     ".*ckpt_path.*dirpath.*",
     ".*LeafSpec.*",
     ".*treespec.*",
+    ".*have overridden `transfer_batch_to_device`.*",
+    ".*fault tolerant.*",
+    ".*mid-epoch.*",
 )
 """Warnings of the libraries below that ask nothing of the user."""
 

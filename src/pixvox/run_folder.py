@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -68,20 +69,18 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     @classmethod
-    def create(cls, runs: str | Path, name: str) -> RunFolder:
-        """Make a new folder ``DATE_TIME_NAME`` below ``runs``; never one that exists."""
+    def reserve(cls, runs: str | Path, name: str) -> RunFolder:
+        """Name a folder ``DATE_TIME_NAME`` below ``runs`` that does not exist yet; ``make`` makes it."""
         stamp = datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
-        for attempt in range(1000):
-            path = Path(runs) / f"{stamp}_{name}{f'_{attempt + 1}' if attempt else ''}"
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return cls(path)
-        raise ConfigError(f"no new folder {stamp}_{name} can be made in {runs}; give another runs_dir")
+        paths = (Path(runs) / f"{stamp}_{name}{f'_{i}' if i > 1 else ''}" for i in itertools.count(1))
+        return cls(next(path for path in paths if not path.exists()))
+
+    def make(self) -> None:
+        """Make the folder."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def point_last(self) -> None:
-        """Let ``last``, beside the folder, point here: a link, or a file with the name where links do not exist."""
+        """Let ``last``, beside the folder, point here; where links do not exist, by a file with the name."""
         pointer = self.path.parent / "last"
         temporary = self.path.parent / f".last.{os.getpid()}"
         try:

@@ -1,4 +1,4 @@
-"""What a ``_target_`` takes: its parameters, whether a value fits an annotation, and how to say so to a user."""
+"""What a ``_target_`` takes: its parameters, whether a value fits them, and how to say so to a user."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def signature(target: Any) -> Signature:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return resolved annotations; one that cannot be resolved (imported for type checkers only) is left out."""
+    """Return annotations; one that cannot be resolved (imported for type checkers only) is left out."""
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError, SyntaxError):
@@ -226,6 +226,6 @@ def example(annotation: Any) -> str:
     if origin is typing.Literal:
         return str(arguments[0])
     if (origin or annotation) in _SEQUENCES:
-        inner = arguments[0] if arguments else None
-        return {int: "[512,512]", float: "[0.5,1.0]", str: "[a,b]"}.get(inner, "[...]")  # type: ignore[call-overload, no-any-return]
+        inner: Any = arguments[0] if arguments else None
+        return {int: "[512,512]", float: "[0.5,1.0]", str: "[a,b]"}.get(inner, "[...]")
     return {int: "8", float: "1e-4", bool: "true"}.get(annotation, "")

@@ -120,6 +120,9 @@ def _train(config: DictConfig, run: RunFolder | None, origin: dict[str, Any]) ->
     """Build everything, then make the folder: a mistake in configuration or data leaves nothing behind."""
     import lightning.pytorch as pl
 
+    from pixvox.callbacks.progress import clock, headline
+    from pixvox.callbacks.summary import summary_of
+
     pl.seed_everything(config.seed, workers=True, verbose=False)
     with quiet_lightning():
         datamodule = build_datamodule(config)
@@ -129,23 +132,24 @@ def _train(config: DictConfig, run: RunFolder | None, origin: dict[str, Any]) ->
         metrics = build_metrics(config, datamodule.metadata)
         monitor, mode = monitored(metrics)
         checkpoint = readable_checkpoint(run) if run is not None else None
-        run = run or RunFolder.create(config.runs_dir, run_name(config))
+        run = run or RunFolder.reserve(config.runs_dir, run_name(config))
         with open_dict(config):
             config.run_dir = str(run.path)
         trainer = build_trainer(config, run, monitor, mode, checkpoint)
-        method = instantiate(
-            config.method,
-            "method",
+        method = instantiate(config.method, "method")(
             segmenter=segmenter,
             optimizer=instantiate(config.optimizer, "optimizer"),
             scheduler=instantiate(config.scheduler, "scheduler") if config.get("scheduler") else None,
             metrics=metrics,
         )
-        method = method() if callable(method) and not hasattr(method, "training_step") else method
+        run.make()
         with logging_to(run.log):
             _describe(config, run, segmenter, datamodule, origin, checkpoint)
             _fit(trainer, method, datamodule, run, checkpoint)
-        summary = json.loads(run.summary.read_text())
+            summary = summary_of(trainer)
+            best = headline(summary["best"]) or "no validation"
+            log.info("done in %s; best: %s", clock(summary["seconds"]), best)
+            log.info("run folder %s", run.path)
         return Run(run.path, summary["best"], summary)
 
 
@@ -161,7 +165,6 @@ def _describe(
     if resumed is None:
         run.config.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
         run.write_json(run.environment, environment(origin))
-    run.checkpoints.mkdir(exist_ok=True)
     run.point_last()
     metadata = datamodule.metadata
     parameters = sum(parameter.numel() for parameter in segmenter.parameters())

@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 class MetricsTable(Logger):
     """A table with one row per logged step, which survives a resume and new columns.
 
-    Lightning's ``CSVLogger`` starts anew when a run is resumed; this one keeps the rows before the step that is
-    resumed from. Columns are ``epoch``, ``step`` and the names that were logged; what was not logged is empty.
+    Lightning's ``CSVLogger`` starts anew when a run is resumed; this one keeps the rows before the step that
+    is resumed from. Columns are ``epoch``, ``step`` and the names that were logged; what was not logged is
+    empty.
 
     Args:
         path: The file.

@@ -22,8 +22,8 @@ class NonFiniteLossError(PixvoxError):
 class NaNGuard(pl.Callback):
     """Refuse an optimiser step whose loss or gradients are not finite, naming the images of the step.
 
-    The check comes before the step, so the weights stay finite. With ``16-mixed`` infinite gradients of a finite
-    loss are the loss scale's business and no error.
+    The check comes before the step, so the weights stay finite. With ``16-mixed`` infinite gradients of a
+    finite loss are the loss scale's business and no error.
 
     Args:
         checkpoint: Where the last finite state will be found, for the message.
@@ -77,8 +77,8 @@ class NaNGuard(pl.Callback):
         return (
             f"the loss or its gradients are not finite at step {trainer.global_step} of epoch "
             f"{trainer.current_epoch}: loss {', '.join(f'{loss:.4g}' for loss in losses)}, images "
-            f"{', '.join(sources) or 'unknown'}.{kept} Check these images (pixvox data check), lower learning_rate "
-            "(or lengthen scheduler.warmup), or use precision=32-true"
+            f"{', '.join(sources) or 'unknown'}.{kept} Check these images (pixvox data check), lower "
+            "learning_rate (or lengthen scheduler.warmup), or use precision=32-true"
         )
 
 

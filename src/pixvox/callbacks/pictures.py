@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import lightning.pytorch as pl
 
 from pixvox.callbacks.best_score import BestScore
 from pixvox.run_folder import RunFolder
+from pixvox.signatures import locate
 from pixvox.structures import Batch, Segmentation
 
 log = logging.getLogger("pixvox")
@@ -63,14 +65,14 @@ class Pictures(pl.Callback):
     ) -> None:
         """Keep predictions with their truth until there are enough."""
         room = self.max_images - len(self._running)
-        if room > 0 and batch.truths is not None and isinstance(outputs, list):
-            self._running += list(zip(outputs, batch.truths, strict=True))[:room]
+        if room > 0 and batch.truths is not None and isinstance(outputs, Mapping):
+            self._running += list(zip(outputs["predictions"], batch.truths, strict=True))[:room]
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Keep what belongs to the best epoch so far; draw when the last drawing is old."""
         if not trainer.sanity_checking and self.best.improved(trainer):
             self.pairs = self._running
-            metrics = getattr(module, "metrics", None)
+            metrics: Any = getattr(module, "metrics", None)
             # Both are collectives: every process asks.
             self.curves = list(metrics.curves()) if hasattr(metrics, "curves") else []
             self.matrix = _confusion(metrics)
@@ -91,21 +93,20 @@ class Pictures(pl.Callback):
 
     def draw(self) -> None:
         """Write the pictures."""
-        from pixvox.visualization.confusion_matrix import draw_confusion_matrix
-        from pixvox.visualization.curves import draw_curves
-        from pixvox.visualization.grids import draw_predictions
-        from pixvox.visualization.precision_recall import draw_precision_recall
-
         folder = self.run.path
         if self.run.metrics.exists():
-            _try(draw_curves, self.run.metrics, folder / "curves.png")
+            _try("curves.draw_curves", folder / "curves.png", self.run.metrics)
         if self.pairs:
-            _try(draw_predictions, self.pairs, folder / "val_predictions.png", self.max_images)
+            _try(
+                "grids.draw_predictions",
+                folder / "val_predictions.png",
+                self.pairs,
+                max_images=self.max_images,
+            )
         if self.curves:
-            _try(draw_precision_recall, self.curves, folder / "precision_recall.png")
+            _try("precision_recall.draw_precision_recall", folder / "precision_recall.png", self.curves)
         if self.matrix is not None:
-            matrix, names = self.matrix
-            _try(draw_confusion_matrix, matrix, names, folder / "confusion_matrix.png")
+            _try("confusion_matrix.draw_confusion_matrix", folder / "confusion_matrix.png", *self.matrix)
         self._drawn = time.perf_counter()
 
 
@@ -113,7 +114,7 @@ def _confusion(metrics: Any) -> tuple[Any, tuple[str, ...]] | None:
     """Return confusion matrix and class names of a semantic metric, if there is one."""
     for metric in getattr(metrics, "metrics", {}).values():
         if hasattr(metric, "confusion_matrix"):
-            return metric.confusion_matrix(), tuple(metric.class_names)
+            return metric.confusion_matrix, tuple(metric.class_names)
     return None
 
 
@@ -122,10 +123,9 @@ def _save_tables(trainer: pl.Trainer) -> None:
         logger.save()
 
 
-def _try(draw: Any, *arguments: Any) -> None:
+def _try(function: str, path: Path, *arguments: Any, **options: Any) -> None:
     """Draw; a run is worth more than a picture, so a failure is said and passed over."""
     try:
-        draw(*arguments)
+        locate(f"pixvox.visualization.{function}")(*arguments, path=path, **options)
     except Exception as error:
-        path = next((argument for argument in reversed(arguments) if isinstance(argument, Path)), None)
         log.warning("%s was not drawn: %s: %s", path, type(error).__name__, error)

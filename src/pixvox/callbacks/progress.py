@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,7 +21,19 @@ def progress_callbacks(interval: float = 15.0) -> list[pl.Callback]:
         interval: Seconds between two lines.
     """
     lines = ProgressLines(interval)
-    return [RichProgressBar(leave=True), lines] if sys.stderr.isatty() else [lines]
+    return [Bar(), lines] if sys.stderr.isatty() else [lines]
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar on standard error, without what says nothing here."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False, console_kwargs={"stderr": True})
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return the loss alone."""
+        loss = trainer.callback_metrics.get("train/loss")
+        return {} if loss is None else {"loss": f"{float(loss):.3g}"}
 
 
 class ProgressLines(pl.Callback):
@@ -63,9 +76,14 @@ class ProgressLines(pl.Callback):
         """Say what the validation gave."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        shown = "  ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in values.items())
-        log.info("epoch %d  step %d  validation: %s", trainer.current_epoch, trainer.global_step, shown)
+        scores = {
+            name.removeprefix("val/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        log.info(
+            "epoch %d  step %d  validation: %s", trainer.current_epoch, trainer.global_step, headline(scores)
+        )
 
     def _of(self, trainer: pl.Trainer) -> str:
         total = trainer.estimated_stepping_batches
@@ -77,6 +95,23 @@ class ProgressLines(pl.Callback):
             return ""
         seconds = (now - self._started) / done * (total - trainer.global_step)
         return f"{clock(seconds)} left"
+
+
+HEADLINES = ("loss", "AP", "AP50", "box_AP50", "mask_AP50", "matched_AP50", "PQ", "mIoU", "mDice", "acc")
+"""Scores that a line shows when they exist; the table holds all."""
+
+
+def headline(scores: Mapping[str, float]) -> str:
+    """Write the main scores on one line; the first few of those that have none of the usual names.
+
+    Example:
+        >>> headline({"AP50": 0.5, "box_ARm": 0.1, "loss": 1.25})
+        'loss 1.25  AP50 0.5'
+    """
+    chosen = [name for name in HEADLINES if name in scores]
+    if not set(chosen) - {"loss"}:
+        chosen += [name for name in scores if name not in chosen][:6]
+    return "  ".join(f"{name} {scores[name]:.4g}" for name in chosen)
 
 
 def clock(seconds: float) -> str:

@@ -94,6 +94,12 @@ def _scores(trainer: pl.Trainer) -> dict[str, float]:
     }
 
 
+def summary_of(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what the trainer's ``Summary`` wrote."""
+    callbacks: list[pl.Callback] = getattr(trainer, "callbacks", [])
+    return next(callback.content for callback in callbacks if isinstance(callback, Summary))
+
+
 def peak_memory_mib() -> dict[str, float]:
     """Return the most memory this process has used so far, on the host and on the device."""
     peak: dict[str, float] = {}

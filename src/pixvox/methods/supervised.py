@@ -26,7 +26,7 @@ class Supervised(pl.LightningModule):
     Args:
         segmenter: The model.
         optimizer: Called with parameter groups, each with its ``lr``: a partial of a ``torch.optim`` class.
-        scheduler: Called with the optimiser and the number of optimiser steps of the run; None keeps the rate.
+        scheduler: Called with the optimiser and the number of optimiser steps of the run, or None.
         metrics: Scores of the validation: ``update(predictions, truths)``, ``compute()`` and ``reset()``.
         learning_rate: Peak learning rate; by default the optimiser partial's own ``lr``.
         backbone_learning_rate_factor: The backbone's share of the learning rate.
@@ -67,19 +67,24 @@ class Supervised(pl.LightningModule):
             _to_memory_format(segmenter, self.memory_format, segmenter.spatial_dims + 2)
         self._since: tuple[float, int] | None = None
 
+    def on_train_start(self) -> None:
+        """Log at least once per epoch, also when an epoch has few batches."""
+        trainer: Any = self.trainer  # the attribute is public, but not declared
+        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, int(trainer.num_training_batches)))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         losses, _ = self._run(batch, "train")
         return losses
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Segmentation]:
-        """Score a batch and return its predictions in the original frame."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Segmentation]]:
+        """Score a batch and return its ``predictions`` in the original frame."""
         _, outputs = self._run(batch, "val")
         predictions = self.segmenter.postprocess(outputs, batch.geometries)
         predictions = [prediction.to("cpu") for prediction in predictions]
         if self.metrics is not None and batch.truths is not None:
             self.metrics.update(predictions, batch.truths)
-        return predictions
+        return {"predictions": predictions}
 
     def _run(self, batch: Batch, stage: str) -> tuple[Tensor, dict[str, Any]]:
         """Normalise, run the model, add up and log its loss terms."""
@@ -114,11 +119,11 @@ class Supervised(pl.LightningModule):
         start, images = self._since or (now, -len(batch))  # the first batch pays for starting up
         images += len(batch)
         self._since = (start, images)
-        if (self.trainer.global_step % max(1, self.trainer.log_every_n_steps)) == 0:
-            optimizer = self.trainer.optimizers[0]
-            self.log("learning_rate", max(group["lr"] for group in optimizer.param_groups))
+        trainer: Any = self.trainer
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self.log("learning_rate", max(group["lr"] for group in trainer.optimizers[0].param_groups))
             if now > start:
-                world = self.trainer.world_size
+                world = trainer.world_size
                 self.log("images_per_second", images * world / (now - start), batch_size=len(batch))
                 self._since = (now, 0)
 
@@ -144,9 +149,7 @@ class Supervised(pl.LightningModule):
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise ConfigError(
-                "a schedule needs an end: give epochs=N or max_steps=N, or scheduler=constant scheduler.warmup=0"
-            )
+            raise ConfigError("a schedule needs an end: give epochs=N or max_steps=N")
         return max(1, int(steps))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -170,7 +173,7 @@ def _peak(optimizer: OptimizerFactory) -> float:
 
 
 def _to_memory_format(model: torch.nn.Module, memory_format: torch.memory_format, dims: int) -> None:
-    """Reorder convolution weights; ``Module.to(memory_format=...)`` fails where 4-D and 5-D weights are mixed."""
+    """Reorder convolution weights; ``Module.to`` would fail where 4-D and 5-D weights are mixed."""
     for parameter in model.parameters():
         if parameter.dim() == dims:
             parameter.data = parameter.data.contiguous(memory_format=memory_format)

@@ -27,8 +27,8 @@ def parameter_groups(
     Example:
         >>> model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
         >>> groups = parameter_groups(model, 0.1, backbone_factor=0.5)
-        >>> [(group["name"], group["lr"], group.get("weight_decay")) for group in groups]  # doctest: +ELLIPSIS
-        [('backbone', 0.05, None), ('backbone, not decayed', 0.05, 0.0), ('model', 0.1, None), ...]
+        >>> [(group["name"], group["lr"], group.get("weight_decay")) for group in groups][:2]
+        [('backbone', 0.05, None), ('backbone, not decayed', 0.05, 0.0)]
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

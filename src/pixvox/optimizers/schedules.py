@@ -1,7 +1,7 @@
 """Learning rates by optimiser step: linear warm-up, then cosine, polynomial, step or constant.
 
-Each function takes an optimiser and the number of steps of the whole run and returns a scheduler that is stepped
-after every optimiser step.
+Each function takes an optimiser and the number of steps of the whole run and returns a scheduler that is
+stepped after every optimiser step.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def polynomial(
     """
 
     def decay(progress: float) -> float:
-        return final_factor + (1.0 - final_factor) * (1.0 - progress) ** power
+        return final_factor + (1.0 - final_factor) * math.pow(1.0 - progress, power)
 
     return _scheduler(optimizer, total_steps, warmup, decay)
 

@@ -1,0 +1,5 @@
+"""``python -m pixvox`` is the command line."""
+
+from pixvox.cli import main
+
+main()

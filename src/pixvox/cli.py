@@ -1,0 +1,333 @@
+"""The command line: each command composes a configuration, calls the library and prints.
+
+``key=value`` are overrides of the configuration; every path is an option or argument. Nothing heavy is
+imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixvox.errors import ConfigError, PixvoxError
+
+app = typer.Typer(
+    name="pixvox",
+    help="Segment pixels and voxels: instance and semantic, 2-D and 3-D.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make synthetic datasets, check datasets before training.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides, such as head=maskrcnn epochs=20.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object last.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", help="Folder of your own configurations, searched first.")
+]
+DataPath = Annotated[
+    Path | None,
+    typer.Option("--data", help="A dataset on disk; its layout is found (data=NAME takes a configuration)."),
+]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/last, or a checkpoint.")
+]
+
+
+class DatasetKind(StrEnum):
+    """Datasets that can be made."""
+
+    shapes = "shapes"
+    nuclei3d = "nuclei3d"
+
+
+class Split(StrEnum):
+    """Parts of a dataset that have truth."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+@app.command()
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Show versions, device, memory and extras."""
+    from pixvox.doctor import examine
+
+    found = examine()
+    if as_json:
+        _print_json(found)
+        return
+    device, extras = found["device"], found["extras"]
+    rows = [("pixvox", found["pixvox"]), ("python", found["python"]), ("platform", found["platform"])]
+    rows += [(name, version or "missing") for name, version in found["packages"].items()]
+    memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
+    rows.append(("device", f"{device['kind']}: {device['name']}{memory}"))
+    rows.append(("cores", f"{found['cpu_cores']} ({found['threads']} threads in torch)"))
+    rows.append(("memory", f"{found['memory_gib']} GiB"))
+    rows += [
+        (
+            f"[{name}]",
+            f"installed ({extra['for']})"
+            if extra["installed"]
+            else f"{extra['install']}  for {extra['for']}",
+        )
+        for name, extra in extras.items()
+    ]
+    _table("pixvox doctor", ("what", "found"), rows)
+
+
+@app.command()
+def models(as_json: Json = False, debug: Debug = False) -> None:
+    """List backbones and heads, with the dimensions and tasks they are for."""
+    from pixvox.models import list_backbones, list_heads, part_class
+
+    rows: list[dict[str, Any]] = []
+    for kind, names in (("backbone", list_backbones()), ("head", list_heads())):
+        for name in names:
+            part = part_class(kind, name)
+            dims = [int(dim) for dim in getattr(part, "supported_dims", (2, 3))]
+            text = (part.__doc__ or "").strip().splitlines()
+            rows.append(
+                {
+                    "kind": kind,
+                    "name": name,
+                    "dims": dims,
+                    "task": getattr(part, "task", None) if kind == "head" else None,
+                    "about": text[0] if text else "",
+                }
+            )
+    if as_json:
+        _print_json({"models": rows})
+        return
+    _table(
+        "pixvox models",
+        ("kind", "name", "for", "task", "about"),
+        [
+            (
+                row["kind"],
+                row["name"],
+                " ".join(f"{dim}-D" for dim in row["dims"]),
+                row["task"] or "",
+                row["about"],
+            )
+            for row in rows
+        ],
+    )
+
+
+@data_app.command("make")
+def data_make(
+    kind: Annotated[DatasetKind, typer.Argument(help="What to make.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new dataset.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a synthetic dataset on disk, the same bits for the same seed."""
+    from pixvox.data.make import make_dataset
+
+    made = make_dataset(kind.value, out, **_options(overrides))
+    if as_json:
+        _print_json({"path": str(out), "made": _plain(made)})
+    else:
+        typer.echo(f"made {kind.value} in {out}")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="A dataset on disk.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is in a dataset and what is wrong with it; exit code 2 when training would fail."""
+    from pixvox.data.check import check_dataset
+
+    report = check_dataset(path, **_options(overrides))
+    if as_json:
+        _print_json(_plain(report))
+    else:
+        typer.echo(str(report))
+    if getattr(report, "errors", None):
+        raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    data: DataPath = None,
+    config_dir: ConfigDir = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue this run (resume=true continues the newest).")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model; everything about the run is in its folder."""
+    from pixvox.training import train as run_training
+
+    run = run_training(list(overrides or ()), data=data, config_dir=config_dir, resume=resume)
+    if as_json:
+        _print_json({"run": str(run.dir), "metrics": run.metrics, **run.summary})
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    overrides: Overrides = None,
+    data: DataPath = None,
+    split: Annotated[Split, typer.Option("--split", help="Part of the dataset.")] = Split.val,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a trained model, by default on the data of its run."""
+    from pixvox.evaluation import evaluate as run_evaluation
+
+    scores = run_evaluation(
+        run, data=data, split=split.value, overrides=list(overrides or ()), config_dir=config_dir
+    )
+    if as_json:
+        _print_json({"run": str(run), "split": split.value, "metrics": scores})
+    else:
+        _table(
+            f"{run}, {split.value}",
+            ("score", "value"),
+            [(name, f"{value:.4f}") for name, value in scores.items()],
+        )
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    inputs: Annotated[list[Path], typer.Argument(help="Images, volumes or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("results"),
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", min=0.0, max=1.0, help="Leave out objects below this score."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Segment images or volumes: label map, COCO file or table, and overlay for each."""
+    from pixvox.prediction import predict_files
+
+    rows = predict_files(run, inputs, out, threshold)
+    if as_json:
+        _print_json({"run": str(run), "out": str(out), "results": rows})
+    else:
+        for row in rows:
+            typer.echo(f"{row['source']}: {row['found']} -> {', '.join(row['files'])}")
+
+
+@app.command()
+def visualize(
+    run: RunPath,
+    overrides: Overrides = None,
+    data: DataPath = None,
+    split: Annotated[Split, typer.Option("--split", help="Part of the dataset.")] = Split.val,
+    num_images: Annotated[int, typer.Option("--num-images", min=1, help="Rows of the picture.")] = 3,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.0, max=1.0, help="Leave out objects below this score.")
+    ] = 0.5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw original, ground truth and prediction: model_predictions_viz.png beside the checkpoint."""
+    from pixvox.evaluation import visualize as draw
+
+    path = draw(run, data, split.value, list(overrides or ()), num_images, threshold)
+    if as_json:
+        _print_json({"run": str(run), "picture": str(path)})
+    else:
+        typer.echo(str(path))
+
+
+def _options(overrides: Sequence[str] | None) -> dict[str, Any]:
+    """Read overrides as keyword arguments of a function."""
+    from omegaconf import OmegaConf
+
+    wrong = [text for text in overrides or () if "=" not in text]
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is not an option: write key=value")
+    container = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides or ())))
+    return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """Return plain types of a report, for JSON."""
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, default=str, allow_nan=True))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM after saving."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "matplotlib", "fsspec", "numcodecs"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    debug = "--debug" in arguments
+    try:
+        code = app(args=list(arguments), standalone_mode=False)
+    except PixvoxError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        return _other_failure(error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _other_failure(error: Exception, debug: bool) -> int:
+    """Show click's own errors as click does; let everything else be seen."""
+    import click
+
+    if isinstance(error, click.exceptions.Abort):
+        return 130
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return 2
+    raise error

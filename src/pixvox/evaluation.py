@@ -1,0 +1,210 @@
+"""Score and draw a trained model, rebuilt from its checkpoint alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from pixvox.assembly import build_datamodule, build_metrics, check_task, complete
+from pixvox.configuration import check_targets, compose, data_overrides, override
+from pixvox.errors import ConfigError
+from pixvox.run_folder import RunFolder, find_run
+from pixvox.structures import Batch, Segmentation
+
+if TYPE_CHECKING:
+    from pixvox.data.datamodule import DataModule
+    from pixvox.segmenter import Segmenter
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    split: str = "val",
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+) -> dict[str, float]:
+    """Return the scores of a trained model on a split.
+
+    Args:
+        run: A run folder, a checkpoint, or anything that ``pixvox.load`` takes.
+        data: A dataset's path or configuration; by default that of the run.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        overrides: Overrides of the evaluation's configuration, such as ``metrics.score_threshold=0.3``.
+        config_dir: Folder of further configurations.
+
+    Returns:
+        Scores by name, and ``seconds_per_image`` of the model (without reading).
+
+    Raises:
+        ConfigError: If the data do not suit the model.
+        WeightsError: If the model cannot be loaded.
+    """
+    model, datamodule, config = _prepare(run, data, split, overrides, config_dir)
+    metrics = build_metrics(config, datamodule.metadata)
+    seconds, images = 0.0, 0
+    for batch, predictions, elapsed in predictions_of(model, loader(datamodule, split)):
+        seconds += elapsed
+        images += len(batch)
+        if batch.truths is None:
+            raise ConfigError(f"the {split} split has no annotations to score against; give another --split")
+        metrics.update(predictions, batch.truths)
+    scores = {name: float(value) for name, value in metrics.compute().items()}
+    return {**scores, "images": float(images), "seconds_per_image": seconds / max(1, images)}
+
+
+def visualize(
+    run: str | Path,
+    data: str | Path | None = None,
+    split: str = "val",
+    overrides: Sequence[str] = (),
+    num_images: int = 3,
+    threshold: float = 0.5,
+) -> Path:
+    """Draw original, ground truth and prediction of some images beside the checkpoint; return the file.
+
+    Args:
+        run: A run folder, a checkpoint, or anything that ``pixvox.load`` takes.
+        data: A dataset's path or configuration; by default that of the run.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        overrides: Overrides of the evaluation's configuration.
+        num_images: Rows of the picture.
+        threshold: Objects with a lower score are left out, in [0, 1].
+    """
+    from pixvox.visualization.grids import draw_predictions
+    from pixvox.weights.loading import find_checkpoint
+
+    model, datamodule, _ = _prepare(run, data, split, overrides, None)
+    pairs: list[tuple[Segmentation, Segmentation]] = []
+    for batch, predictions, _ in predictions_of(model, loader(datamodule, split)):
+        pairs += [(confident(p, threshold), t) for p, t in zip(predictions, batch.truths or (), strict=True)]
+        if len(pairs) >= num_images:
+            break
+    path = find_checkpoint(Path(run)).parent / "model_predictions_viz.png"
+    draw_predictions(pairs[:num_images], path=path, max_images=num_images)
+    return path
+
+
+def predictions_of(model: Segmenter, batches: Any) -> Iterator[tuple[Batch, list[Segmentation], float]]:
+    """Yield each batch with its predictions in the original frame and the seconds they took."""
+    device = default_device()
+    model = model.to(device).eval()
+    for batch in batches:
+        moved = batch.to(device, non_blocking=True)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            valid_sizes = moved.valid_sizes
+            images = model.normalize(moved.images, moved.intensity_ranges, valid_sizes)
+            outputs = model(images, valid_sizes=valid_sizes)
+            predictions = [result.to("cpu") for result in model.postprocess(outputs, batch.geometries)]
+        yield batch, predictions, time.perf_counter() - start
+
+
+def default_device() -> torch.device:
+    """Return CUDA, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def confident(result: Segmentation, threshold: float) -> Segmentation:
+    """Return a result without the objects below a score."""
+    from dataclasses import replace
+
+    if result.instances is None or result.instances.scores is None:
+        return result
+    return replace(result, instances=result.instances[result.instances.scores >= threshold])
+
+
+def loader(datamodule: DataModule, split: str) -> Any:
+    """Return the evaluation batches of a split.
+
+    Raises:
+        ConfigError: If there is no such split.
+    """
+    if split == "train":
+        datamodule.val = datamodule.train
+    return datamodule.test_dataloader() if split == "test" else datamodule.val_dataloader()
+
+
+def _prepare(
+    run: str | Path,
+    data: str | Path | None,
+    split: str,
+    overrides: Sequence[str],
+    config_dir: str | Path | None,
+) -> tuple[Segmenter, DataModule, DictConfig]:
+    """Load the model, and build the data that it is to see."""
+    from pixvox.weights import load
+
+    model = load(run)
+    config = evaluation_config(run, data, overrides, config_dir)
+    datamodule = build_datamodule(config)
+    metadata = datamodule.metadata
+    check_task(model, metadata)
+    complete(config, metadata)
+    for name in ("spatial_dims", "in_channels", "num_classes"):
+        ours, theirs = getattr(model, name), getattr(metadata, name)
+        if ours != theirs:
+            raise ConfigError(
+                f"{run} has {name}={ours}, but {metadata.name or 'the dataset'} has {theirs}; "
+                "evaluate on data of the kind it was trained on"
+            )
+    datamodule.size_divisor = model.size_divisor
+    return model, datamodule, config
+
+
+def evaluation_config(
+    run: str | Path,
+    data: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+) -> DictConfig:
+    """Return the configuration of data and metrics: the run's own, or composed for other data.
+
+    Raises:
+        ConfigError: If there is neither a run with a configuration nor other data.
+    """
+    own = _own_config(run)
+    sizes = [
+        override(key, own[key])
+        for key in ("image_size", "seed")
+        if own is not None and own.get(key) is not None
+    ]
+    chosen = data_overrides(data) if data is not None else []
+    chooses = data is not None or any(text.startswith("data=") for text in overrides)
+    config = compose("evaluate", [*sizes, *chosen, *overrides], config_dir)
+    if chooses:
+        return config
+    if own is None:
+        raise ConfigError(f"{run} tells no data to evaluate on; give --data PATH or data=NAME")
+    given = {text.partition("=")[0]: text for text in overrides}
+    with open_dict(config):
+        config.data = own["data"]
+        for key in ("batch_size", "num_workers", "num_labeled_images"):
+            if key in given and key in config.data:
+                config.data[key] = config[key]
+        for text in overrides:
+            if text.startswith("data."):
+                config = OmegaConf.merge(config, OmegaConf.from_dotlist([text]))  # type: ignore[assignment]
+    return config
+
+
+def _own_config(run: str | Path) -> dict[str, Any] | None:
+    """Return the configuration of a run; the targets in it are checked, for a run may be a stranger's."""
+    try:
+        folder: RunFolder = find_run(run)
+    except ConfigError:
+        return None
+    if not folder.config.exists():
+        return None
+    loaded = OmegaConf.to_container(OmegaConf.load(folder.config), resolve=True)
+    if not isinstance(loaded, dict) or "data" not in loaded:
+        raise ConfigError(f"{folder.config} is not the configuration of a run")
+    config = {str(key): value for key, value in loaded.items()}
+    check_targets(config["data"], str(folder.config))
+    return config
