@@ -1,0 +1,282 @@
+"""Open a dataset at a path: find its layout, say what was found, or what was looked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pixvox.data.dataset import Dataset, Subset, seeded_subset
+from pixvox.data.datasets.coco import CocoDataset
+from pixvox.data.datasets.guess import guess_labels
+from pixvox.data.datasets.label_folder import LabelFolder
+from pixvox.data.images import Channels, list_images, read_image
+from pixvox.data.metadata import Task
+from pixvox.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {
+    "train": ("train", "training", "train2017"),
+    "val": ("val", "valid", "validation", "val2017"),
+    "test": ("test", "testing"),
+    "unlabelled": ("unlabelled", "unlabeled"),
+}
+LABEL_FOLDERS = ("labels", "masks", "annotations", "label", "mask")
+IMAGE_FOLDERS = ("images", "image", "imgs")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where one split lies: ``annotations`` is a JSON file (COCO), a folder of label maps, or None."""
+
+    images: Path
+    annotations: Path | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder holds: splits by name; the only one of a dataset without splits is called ``"all"``."""
+
+    kind: Literal["coco", "labels"]
+    splits: dict[str, Split]
+
+
+def open_dataset(
+    path: str | Path,
+    split: str = "train",
+    task: Task | None = None,
+    classes: Sequence[str] | None = None,
+    channels: Channels | None = None,
+    spatial_dims: int | None = None,
+    spacing: Sequence[float] | None = None,
+    ignore_value: int | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 42,
+    on_invalid: Literal["raise", "drop"] = "raise",
+    percentiles: Sequence[float] = (1.0, 99.8),
+    **options: Any,
+) -> Dataset:
+    """Open one split of the dataset at ``path``, whatever its layout.
+
+    Layouts: COCO (``annotations/instances_{split}.json`` with ``images/{split}``, ``{split}/*.json`` beside
+        the
+    images, or one JSON file), and label folders (``images/{split}`` with ``labels/{split}``,
+    ``{split}/images`` with ``{split}/labels``, or ``images`` with ``labels``; ``masks`` means ``labels``). A
+    ``dataset.json`` may state name, task, dims, classes, ignore_index and voxel_size_um; options given here
+    win; the rest is found from the files.
+
+    Args:
+        path: Folder of the dataset, or a COCO JSON file.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``"unlabelled"``.
+        task: ``"instance"`` or ``"semantic"`` for label maps.
+        classes: Names by class index.
+        channels: ``"rgb"`` or ``"grey"`` to convert, None for as given.
+        spatial_dims: 2 or 3.
+        spacing: Size of a pixel or voxel per axis in array order, for files that do not say.
+        ignore_value: Value in semantic files of what is neither learned nor scored.
+        val_fraction: Share of the images that becomes the val split when the dataset has none, drawn by
+            ``seed``.
+        seed: Seed of that draw.
+        on_invalid: What ``CocoDataset`` does with annotations that cannot be used.
+        percentiles: Those of ``Sample.intensity_range``.
+        **options: Others of ``CocoDataset`` or ``LabelFolder``, such as ``max_pixels``.
+
+    Raises:
+        DataError: If nothing is found, or what is found cannot be used.
+    """
+    root = Path(path)
+    stated = _read_description(root)
+    layout = find_layout(root)
+    name = str(stated.get("name", root.stem))
+    common: dict[str, Any] = {"channels": channels, "percentiles": percentiles, "name": name, **options}
+    common["spacing"] = spacing if spacing is not None else stated.get("voxel_size_um", stated.get("spacing"))
+    chosen, part = _choose(layout, root, split, val_fraction)
+    dataset: Dataset
+    if layout.kind == "coco":
+        if chosen.annotations is None:
+            raise DataError(f"{root}: split {split!r} has no annotation file")
+        dataset = CocoDataset(chosen.images, chosen.annotations, on_invalid=on_invalid, **common)
+        _log_found(dataset, root, split, "COCO file", f"{chosen.annotations}")
+    else:
+        names = classes if classes is not None else stated.get("classes")
+        reference = _choose(layout, root, "train", val_fraction)[0]
+        dims = spatial_dims or stated.get("dims") or _find_dims(reference.images)
+        found = guess_labels(
+            reference,
+            int(dims),
+            task or stated.get("task"),
+            list(names) if isinstance(names, (list, tuple)) else None,
+            ignore_value if ignore_value is not None else stated.get("ignore_index"),
+        )
+        dataset = LabelFolder(
+            chosen.images, chosen.annotations, spatial_dims=int(dims), unit=str(stated.get("unit", "um")),
+            **found, **common,
+        )  # fmt: skip
+        _log_found(dataset, root, split, "label maps", f"{chosen.annotations}")
+    if part is not None:
+        dataset = _part(dataset, part, val_fraction, seed)
+    return _labelled_only(dataset) if split in ("val", "test") else dataset
+
+
+def split_names(path: str | Path) -> tuple[str, ...]:
+    """Return the names of the splits at ``path``; ``("all",)`` for a dataset without splits."""
+    return tuple(find_layout(Path(path)).splits)
+
+
+def find_layout(root: Path) -> Layout:
+    """Return the layout of a folder, or of a COCO file.
+
+    Raises:
+        DataError: If none is known; the message names what was looked for.
+    """
+    if not root.exists():
+        raise DataError(f"the dataset {root} does not exist")
+    if root.is_file():
+        return Layout("coco", {"all": Split(_images_of(root, root.parent, ""), root)})
+    coco = _find_coco(root)
+    if coco:
+        return Layout("coco", coco)
+    labels = _find_label_folders(root)
+    if labels:
+        return Layout("labels", labels)
+    raise DataError(
+        f"{root} holds no dataset of a known layout; looked for annotations/*.json with images/ (COCO), for "
+        f"images/train with labels/train, train/images with train/labels, and images/ with labels/ or "
+        f"masks/; found {', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'an empty folder'}"
+    )
+
+
+def _find_coco(root: Path) -> dict[str, Split]:
+    splits: dict[str, Split] = {}
+    for split, aliases in SPLITS.items():
+        for alias in aliases:
+            candidates = [
+                *sorted((root / "annotations").glob(f"*{alias}.json")),
+                *sorted((root / alias).glob("*.json")),
+                *sorted(root.glob(f"*{alias}.json")),
+            ]
+            candidates = [
+                file for file in candidates if not file.name.startswith(("captions", "person_keypoints"))
+            ]
+            if candidates and split not in splits:
+                splits[split] = Split(_images_of(candidates[0], root, alias), candidates[0])
+    if splits:
+        return splits
+    single = [
+        *sorted((root / "annotations").glob("*.json")),
+        *(file for file in sorted(root.glob("*.json")) if file.name != "dataset.json"),
+    ]
+    return {"all": Split(_images_of(single[0], root, ""), single[0])} if len(single) == 1 else {}
+
+
+def _images_of(file: Path, root: Path, alias: str) -> Path:
+    """Return the first folder that holds the first image of a COCO file."""
+    candidates = [
+        root / "images" / alias,
+        root / alias / "images",
+        root / alias,
+        root / "images",
+        file.parent,
+        root,
+    ]
+    try:
+        first = json.loads(file.read_bytes())["images"][0]["file_name"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return candidates[0]  # reading the file properly will tell what is wrong with it
+    for folder in candidates:
+        if (folder / first).is_file() or (folder / Path(first).name).is_file():
+            return folder
+    return candidates[0]
+
+
+def _find_label_folders(root: Path) -> dict[str, Split]:
+    splits: dict[str, Split] = {}
+    for split, aliases in SPLITS.items():
+        for alias in aliases:
+            for images in IMAGE_FOLDERS:
+                for folder, parent in ((root / images / alias, root), (root / alias / images, root / alias)):
+                    if split in splits or not folder.is_dir():
+                        continue
+                    nested = [parent / labels / (alias if parent is root else "") for labels in LABEL_FOLDERS]
+                    found = next((labels for labels in nested if labels.is_dir()), None)
+                    if found is not None or split == "unlabelled":
+                        splits[split] = Split(folder, found)
+    if "train" in splits:
+        return splits
+    images_folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+    labels_folder = next((root / name for name in LABEL_FOLDERS if (root / name).is_dir()), None)
+    if images_folder is None or labels_folder is None:
+        return {}
+    return {"all": Split(images_folder, labels_folder)}
+
+
+def _choose(layout: Layout, root: Path, split: str, val_fraction: float) -> tuple[Split, str | None]:
+    """Return where a split lies, and ``"train"`` or ``"val"`` when it is a part drawn from there."""
+    if split not in SPLITS:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    whole = layout.splits.get("all") or layout.splits.get("train")
+    if split == "val" and "val" not in layout.splits and whole is not None:
+        return whole, "val"
+    if split == "train" and "val" not in layout.splits and whole is not None:
+        return whole, "train"
+    if split in layout.splits:
+        return layout.splits[split], None
+    raise DataError(f"{root} has no split {split!r}; it has {', '.join(layout.splits)}")
+
+
+def _part(dataset: Dataset, part: str, val_fraction: float, seed: int) -> Dataset:
+    """Return the images of a drawn split; images without annotations always belong to train."""
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+    missing = set(dataset.unlabelled_indices())
+    annotated = [index for index in range(len(dataset)) if index not in missing]
+    if len(annotated) < 2:
+        raise DataError(
+            f"{dataset.metadata.name} has {len(annotated)} annotated images and no val split; two are needed"
+        )
+    wanted = min(max(1, round(val_fraction * len(annotated))), len(annotated) - 1)
+    val = {annotated[place] for place in seeded_subset(len(annotated), wanted, seed)}
+    logger.info("no val split: %d of %d images drawn with seed %d", wanted, len(annotated), seed)
+    kept = [index for index in range(len(dataset)) if (index in val) == (part == "val")]
+    return Subset(dataset, kept)
+
+
+def _labelled_only(dataset: Dataset) -> Dataset:
+    missing = set(dataset.unlabelled_indices())
+    if not missing:
+        return dataset
+    logger.warning("%d images without annotations are left out of evaluation", len(missing))
+    return Subset(dataset, [index for index in range(len(dataset)) if index not in missing])
+
+
+def _find_dims(images: Path) -> int:
+    first = next(iter(list_images(images).values()), None)
+    if first is None:
+        raise DataError(f"{images} holds no image that can be read")
+    return len(read_image(first).size)
+
+
+def _read_description(root: Path) -> dict[str, Any]:
+    file = root / "dataset.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} must hold an object with name, task, dims, classes")
+    return content
+
+
+def _log_found(dataset: Dataset, root: Path, split: str, kind: str, where: str) -> None:
+    data = dataset.metadata
+    logger.info(
+        "%s, split %s: %d images with %s (%s); %s, %d-D, %d channels, classes: %s",
+        root, split, len(dataset), kind, where, data.task, data.spatial_dims, data.in_channels,
+        ", ".join(data.class_names[:12]),
+    )  # fmt: skip
