@@ -1,0 +1,51 @@
+# Every target makes .venv and installs what it needs when that is missing or pyproject.toml has changed.
+#
+#   make demo        train, evaluate and draw small models in 2-D and 3-D
+#   make test        the tests that take minutes at most, with coverage
+#   make test-slow   the tests that train
+#   make check       lint, format, types
+#
+# PYTHON=python3.12 picks another interpreter for .venv. CONSTRAINTS= (empty) installs the newest versions that
+# pyproject.toml allows instead of the tested ones; CONSTRAINTS=constraints/oldest.txt the oldest.
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints/tested.txt
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+# Tests use tiny tensors, on which more threads only wait for each other.
+TEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check clean
+
+help:
+	@sed -n '3,6s/^# *//p' Makefile
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/core.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ .venv/core.stamp
+
+demo: .venv/core.stamp
+	$(BIN)/python -m pixvox.demo
+
+test: .venv/dev.stamp
+	$(TEST) -q -m "not slow" --cov --cov-report=term
+
+test-slow: .venv/dev.stamp
+	$(TEST) -q -m slow
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage
