@@ -92,7 +92,7 @@ class DataModule(LightningDataModule):
         self.val, self.test = val, test
         for name, dataset in (("val", val), ("test", test), ("unlabelled", self.unlabelled)):
             if dataset is not None:
-                _check_fits(train.metadata, dataset.metadata, name)
+                check_fits(train.metadata, dataset.metadata, name)
         self.train_transforms, self.eval_transforms = train_transforms, eval_transforms
         self.image_size, self.size_divisor = image_size, size_divisor
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
@@ -238,7 +238,7 @@ def _labelled_and_not(
         raise DataError(f"num_unlabeled_images: {error}") from error
 
 
-def _check_fits(train: Metadata, other: Metadata, name: str) -> None:
+def check_fits(train: Metadata, other: Metadata, name: str) -> None:
     """Refuse splits that do not go through one model."""
     fields = ("spatial_dims", "in_channels")
     if name != "unlabelled":
