@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from pixvox.files import whole_file
 
 INK = "#22272e"
 MUTED = "#6b7480"
@@ -48,10 +49,6 @@ def save_figure(figure: Figure, path: str | Path, **options: Any) -> Path:
     """Write a figure to a temporary file beside ``path`` and rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path) as part:
         figure.savefig(part, format=path.suffix.lstrip(".") or "png", **options)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path

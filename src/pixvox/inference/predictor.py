@@ -1,0 +1,194 @@
+"""From any image to a result in its own frame: read, resize, normalise, run, and back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixvox.data.collate import Collate
+from pixvox.data.sample import Sample
+from pixvox.data.transforms.resize import Resize
+from pixvox.errors import ConfigError
+from pixvox.inference.inputs import is_many, samples
+from pixvox.structures import Segmentation
+
+if TYPE_CHECKING:
+    from pixvox.segmenter import Segmenter
+
+ResizePolicy = Literal["none", "fit", "exact", "shortest"]
+POLICIES = ("none", "fit", "exact", "shortest")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Predictor:
+    """Segments images one after the other, each in its own frame.
+
+    What is not given comes from ``model.config["inference"]``, so that a model predicts at the size that it
+    was trained or published with; without that, images keep their size.
+
+    Args:
+        model: Segmenter; its mode is restored afterwards.
+        resize: ``"none"``; ``"fit"``: as large as fits into ``size``; ``"exact"``: to ``size``, whatever the
+            aspect; ``"shortest"``: the shortest edge becomes ``size``, but the longest at most ``max_size``,
+            with the rounding and the interpolation of torchvision's detection models.
+        size: Target length in pixels or voxels, one for all axes or per axis in array order.
+        max_size: Longest edge for ``"shortest"``, in pixels or voxels.
+        score_threshold: Lowest score of an instance, in [0, 1]; None for that of the head.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast.
+        batch_size: Images per forward pass; they are padded to one size.
+        keep_image: Keep each image in its result, for drawing and mean intensities.
+
+    Raises:
+        ConfigError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        resize: ResizePolicy | None = None,
+        size: int | tuple[int, ...] | list[int] | None = None,
+        max_size: int | None = None,
+        score_threshold: float | None = None,
+        precision: str = "fp32",
+        batch_size: int = 1,
+        keep_image: bool = True,
+    ) -> None:
+        trained = dict(model.config.get("inference") or {})
+        self.model = model
+        self.resize = resize or trained.get("resize") or "none"
+        self.size = size if size is not None else trained.get("size")
+        self.max_size = max_size if max_size is not None else trained.get("max_size")
+        self.score_threshold = score_threshold
+        self.precision = precision
+        self.batch_size = batch_size
+        self.keep_image = keep_image
+        if self.resize not in POLICIES:
+            raise ConfigError(f"resize must be one of {', '.join(POLICIES)}; got {self.resize!r}")
+        if self.resize != "none" and self.size is None:
+            raise ConfigError(f"resize={self.resize!r} needs the target: size=512, or size=(height, width)")
+        if self.resize == "shortest" and not isinstance(self.size, int):
+            raise ConfigError(
+                f"resize='shortest' needs one length for the shortest edge, got size={self.size}"
+            )
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
+            raise ConfigError(f"score_threshold must lie in [0, 1], got {score_threshold}")
+
+    def __call__(self, inputs: Any) -> Segmentation | list[Segmentation]:
+        """Return the result of a single input, or a list for a folder, a list or a batch.
+
+        Args:
+            inputs: A path, a folder, a list of inputs, a PIL image, an array ``(*spatial)``,
+                ``(*spatial, channels)`` or ``(channels, *spatial)``, an **un-normalised** tensor
+                ``(channels, *spatial)`` or ``(batch, channels, *spatial)``, or a Zarr array.
+
+        Raises:
+            DataError: If an input cannot be read, or its dimensions or channels are not the model's.
+        """
+        results = list(self.stream(inputs))
+        return results if is_many(inputs, self.model.spatial_dims) else results[0]
+
+    def stream(self, inputs: Any) -> Iterator[Segmentation]:
+        """Yield results one at a time: a folder of any length needs the memory of one batch."""
+        found = samples(inputs, self.model.spatial_dims, self.model.in_channels)
+        while batch := list(islice(found, self.batch_size)):
+            yield from self.predict_samples(batch)
+
+    def predict_samples(self, batch: list[Sample]) -> list[Segmentation]:
+        """Segment samples in one forward pass; results are on the CPU."""
+        resized = Collate(self.model.size_divisor)([self._resized(sample) for sample in batch])
+        device = next(self.model.parameters()).device
+        moved = resized.to(device)
+        dtype = PRECISIONS[self.precision]
+        with (
+            _evaluation_mode(self.model),
+            _score_threshold(self.model, self.score_threshold),
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+        ):
+            images = self.model.normalize(moved.images, moved.intensity_ranges, moved.valid_sizes)
+            outputs = self.model(images, valid_sizes=moved.valid_sizes)
+            results = self.model.postprocess(outputs, resized.geometries)
+        finished = []
+        for sample, result in zip(batch, results, strict=True):
+            result = result.to("cpu")
+            result.source = sample.source
+            result.image = sample.image if self.keep_image else None
+            finished.append(result)
+        return finished
+
+    def _resized(self, sample: Sample) -> Sample:
+        """Return the sample at the size that the model is given, with the way back."""
+        if self.resize == "none" or self.size is None:
+            return sample
+        if self.resize == "shortest" and isinstance(self.size, int):
+            return _resize_shortest(sample, self.size, self.max_size)
+        return Resize(self.size, self.resize)(sample, torch.Generator())
+
+
+def predict(model: Segmenter, inputs: Any, **options: Any) -> Segmentation | list[Segmentation]:
+    """Segment inputs; see ``Predictor`` for options and ``Predictor.__call__`` for inputs."""
+    return Predictor(model, **options)(inputs)
+
+
+def _resize_shortest(sample: Sample, size: int, max_size: int | None) -> Sample:
+    """Scale the shortest edge to ``size``: lengths rounded down and no anti-aliasing, as torchvision does."""
+    factor = size / min(sample.size)
+    if max_size is not None:
+        factor = min(factor, max_size / max(sample.size))
+    mode = {2: "bilinear", 3: "trilinear"}[sample.spatial_dims]
+
+    def interpolate(image: Tensor) -> Tensor:
+        return F.interpolate(
+            image[None], scale_factor=factor, mode=mode, recompute_scale_factor=True, align_corners=False
+        )[0]
+
+    resized = interpolate(sample.image)
+    spacing = sample.spacing
+    if spacing is not None:
+        spacing = tuple(
+            step * before / now
+            for step, before, now in zip(spacing, sample.size, resized.shape[1:], strict=True)
+        )
+    return Sample(
+        image=resized,
+        spacing=spacing,
+        unit=sample.unit,
+        source=sample.source,
+        index=sample.index,
+        intensity_range=sample.intensity_range,
+        original_size=sample.size,
+    )
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and every module back into its own mode: frozen parts stay frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _score_threshold(model: Segmenter, threshold: float | None) -> Iterator[None]:
+    """Let the head give out instances from another score on."""
+    before = model.head.score_threshold
+    if threshold is not None:
+        model.head.score_threshold = threshold
+    try:
+        yield
+    finally:
+        model.head.score_threshold = before
