@@ -36,6 +36,7 @@ class Nuclei3d(Dataset):
         count: Fewest and most nuclei that are tried per volume; crowded volumes end up with fewer.
         radius: Smallest and largest mean radius of a nucleus, in micrometres.
         spacing: Size of a voxel (z, y, x), in micrometres.
+        clustered: Share of the nuclei that are placed against an earlier one.
         touching: How far nuclei may approach: 1 lets surfaces touch, below 1 they press into each other and
             share a border, above 1 they stay apart.
         blur: Standard deviation of the blur (z, y, x), in micrometres.
@@ -63,7 +64,8 @@ class Nuclei3d(Dataset):
         count: Sequence[int] = (10, 30),
         radius: Sequence[float] = (5.0, 9.0),
         spacing: Sequence[float] = (2.0, 1.0, 1.0),
-        touching: float = 0.9,
+        clustered: float = 0.6,
+        touching: float = 0.85,
         blur: Sequence[float] = (2.0, 0.8, 0.8),
         photons: float = 60.0,
         attenuation: float = 150.0,
@@ -81,7 +83,8 @@ class Nuclei3d(Dataset):
         self.num_images, self.seed = num_images, seed
         size = (image_size,) * 3 if isinstance(image_size, int) else tuple(image_size)
         self.size: Size = tuple(int(length) for length in size)
-        self.count, self.radius, self.touching = tuple(count), tuple(radius), touching
+        self.count, self.radius = tuple(count), tuple(radius)
+        self.clustered, self.touching = clustered, touching
         self.spacing, self.blur = np.array(spacing, float), np.array(blur, float)
         self.photons, self.attenuation, self.stripes = photons, attenuation, stripes
         self.offset, self.read_noise = offset, read_noise
@@ -126,9 +129,10 @@ class Nuclei3d(Dataset):
         for _ in range(int(random.integers(self.count[0], self.count[1] + 1))):
             for _attempt in range(20):
                 radius = random.uniform(self.radius[0], self.radius[1])
-                centre = random.uniform(0, 1, 3) * extent
+                centre = self._centre(radius, placed, random)
                 near = (np.linalg.norm(centre - other) < self.touching * (radius + r) for other, r in placed)
-                if not any(near):
+                inside = bool((centre >= 0).all() and (centre < extent).all())
+                if inside and not any(near):
                     break
             else:
                 continue
@@ -143,6 +147,19 @@ class Nuclei3d(Dataset):
         table = np.zeros(len(placed) + 1, np.int32)
         table[present[present > 0]] = np.arange(1, (present > 0).sum() + 1)
         return table[label_map]
+
+    def _centre(
+        self, radius: float, placed: Sequence[tuple[np.ndarray, float]], random: np.random.Generator
+    ) -> np.ndarray:
+        """Draw a centre anywhere, or at the surface of an earlier nucleus."""
+        anywhere = random.uniform(0, 1, 3) * np.array(self.size) * self.spacing
+        if not placed or random.uniform() >= self.clustered:
+            return np.asarray(anywhere)
+        neighbour, its_radius = placed[int(random.integers(len(placed)))]
+        direction = random.standard_normal(3)
+        # A hair beyond the limit, so that rounding does not refuse it.
+        reach = self.touching * (radius + its_radius) * 1.001
+        return np.asarray(neighbour + reach * direction / np.linalg.norm(direction))
 
     def _distance(
         self, centre: np.ndarray, semi_axes: np.ndarray, rotation: np.ndarray
