@@ -95,6 +95,8 @@ class MaskRCNN(Head):
         num_candidates: Anchors per level that enter suppression, in training and in evaluation.
         rpn_samples: Anchors per image in the loss.
         rpn_nms_threshold: IoU of the suppression of proposals.
+        rpn_iou: Anchors from the first IoU with an object on are positive, below the second negative. In 3-D the
+            same offset costs more IoU than in 2-D: ``(0.5, 0.2)`` finds more.
         box_levels: Levels that regions are read from, from the finest on; None takes all but an extra coarsest one.
         box_size: Side of a region's features for class and box.
         box_features: Width of the box branch.
@@ -134,6 +136,7 @@ class MaskRCNN(Head):
         num_candidates: Sequence[int] = (2000, 1000),
         rpn_samples: int = 256,
         rpn_nms_threshold: float = 0.7,
+        rpn_iou: Sequence[float] = (0.7, 0.3),
         box_levels: int | None = None,
         box_size: int = 7,
         box_features: int = 1024,
@@ -164,7 +167,7 @@ class MaskRCNN(Head):
             )
         anchors = AnchorGenerator(sizes, aspect_ratios, depth_ratios, anisotropy, rounded_anchors)
         self.rpn = RegionProposalNetwork(
-            channels, spatial_dims, anchors, num_proposals, num_candidates, rpn_nms_threshold,
+            channels, spatial_dims, anchors, num_proposals, num_candidates, rpn_nms_threshold, *rpn_iou,
             samples_per_image=rpn_samples,
         )  # fmt: skip
         self.strides = tuple(tuple(stride) for stride in strides)
