@@ -170,6 +170,7 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
     from lightning.pytorch.callbacks import EarlyStopping
 
     from pixvox.callbacks.checkpoints import checkpoint_callbacks
+    from pixvox.callbacks.final_validation import FinalValidation
     from pixvox.callbacks.nan_guard import NaNGuard
     from pixvox.callbacks.pictures import Pictures
     from pixvox.callbacks.progress import progress_callbacks
@@ -177,6 +178,7 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
 
     callbacks: list[pl.Callback] = [
         NaNGuard(run.last),
+        FinalValidation(),
         Summary(run, monitor, mode),
         Pictures(run, monitor, mode),
         *progress_callbacks(),

@@ -8,16 +8,20 @@ is written once. Every value is checked against the annotations of the ``_target
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -80,27 +84,49 @@ def compose(
     """
     composer = _Composer(name, config_dir)
     parsed = [_parse(text) for text in overrides]
-    groups = {override.input_line for override in parsed if _is_choice(override, composer)}
-    base = composer.compose([str(line) for line in groups]) if len(groups) < len(parsed) else None
-    lines = [
-        str(override.input_line) if base is None or override.input_line in groups else _known(override, base)
-        for override in parsed
-    ]
-    config = composer.compose([*lines, *(_implied(parsed, base) if base is not None else ())])
+    choices = {override.input_line for override in parsed if _is_choice(override, composer)}
+    lines = [str(override.input_line) for override in parsed]
+    try:
+        config = composer.compose([*lines, *_implied(name, parsed)])
+    except ConfigError:
+        if len(choices) == len(parsed):
+            raise
+        # Look at what there is before the values are set, to say which key is wrong, or to add it.
+        base = composer.compose([line for line in lines if line in choices])
+        lines = [
+            line if line in choices else _known(override, base)
+            for line, override in zip(lines, parsed, strict=True)
+        ]
+        config = composer.compose([*lines, *_implied(name, parsed)])
     check(config)
     return config
 
 
+class _OwnFolderFirst(SearchPathPlugin):
+    """Hydra's way to search the user's folder before ours."""
+
+    folder: ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put the folder of the composition in progress first."""
+        if self.folder is not None:
+            search_path.prepend("config-dir", f"file://{self.folder}")
+
+
+Plugins.instance().register(_OwnFolderFirst)
+
+
 @contextlib.contextmanager
-def _hydra(folder: Path) -> Iterator[None]:
-    """Open Hydra on one folder; leave an application's own Hydra as it was."""
-    instance = GlobalHydra.instance()
-    outer, instance.hydra = instance.hydra, None
+def _hydra(own: Path | None) -> Iterator[None]:
+    """Open Hydra on our folder, after the user's own; leave an application's own Hydra as it was."""
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    _OwnFolderFirst.folder = own
     try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             yield
     finally:
-        instance.hydra = outer
+        _OwnFolderFirst.folder = None
+        GlobalHydra.instance().hydra = outer
 
 
 class _Composer:
@@ -108,24 +134,20 @@ class _Composer:
 
     Args:
         name: The primary configuration.
-        config_dir: The user's folder; it becomes the primary one, ours the one after it.
+        config_dir: The user's folder, searched before ours.
     """
 
     def __init__(self, name: str, config_dir: str | Path | None) -> None:
         self.name = name
-        self.folder = CONFIG_FOLDER if config_dir is None else Path(config_dir).absolute()
-        if not self.folder.is_dir():
+        self.folder = None if config_dir is None else Path(config_dir).absolute()
+        if self.folder is not None and not self.folder.is_dir():
             raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
-        ours = str(CONFIG_FOLDER).replace("'", "\\'")
-        self.search = [] if config_dir is None else [f"hydra.searchpath=['file://{ours}']"]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose with overrides; what Hydra says becomes a ``ConfigError`` of one line."""
         try:
             with _hydra(self.folder):
-                config = hydra_compose(
-                    self.name, overrides=[*self.search, *overrides], return_hydra_config=True
-                )
+                config = hydra_compose(self.name, overrides=list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_first_line(error)) from error
         with open_dict(config):
@@ -140,8 +162,7 @@ class _Composer:
     def options(self, group: str) -> list[str]:
         """Return the choices of a group; none when there is no such group."""
         with _hydra(self.folder):
-            loader = GlobalHydra.instance().config_loader()
-            found = loader.get_group_options(group, config_name=self.name, overrides=self.search)
+            found = GlobalHydra.instance().config_loader().get_group_options(group)
         return list(found)
 
 
@@ -195,10 +216,10 @@ def _known(override: Override, base: DictConfig) -> str:
     raise ConfigError(f"unknown key {key!r}; {nearest(key, _all_keys(base))}")
 
 
-def _implied(parsed: Sequence[Override], base: DictConfig) -> list[str]:
+def _implied(name: str, parsed: Sequence[Override]) -> list[str]:
     """A number of steps without a number of epochs means exactly these steps."""
     given = {override.key_or_group: override for override in parsed}
-    if "epochs" in base and "epochs" not in given and "max_steps" in given:
+    if name == "train" and "epochs" not in given and "max_steps" in given:
         steps = given["max_steps"].value()
         if isinstance(steps, int) and steps > 0:
             return ["epochs=-1"]
@@ -426,10 +447,11 @@ def _grammar(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_grammar, value)) + "]"
     text = str(value)
-    if text.replace("_", "").replace("-", "").isalnum():
+    if re.fullmatch(r"[A-Za-z_][\w-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    # Backslashes count only before a quote, also before the closing one.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def overrides_from(options: Mapping[str, Any]) -> list[str]:

@@ -141,7 +141,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if origin is typing.Literal:
         return any(value == option and type(value) is type(option) for option in arguments)
     kind = origin or annotation
-    if not inspect.isclass(kind) or getattr(kind, "_is_protocol", False):
+    if kind is Any or not inspect.isclass(kind) or getattr(kind, "_is_protocol", False):
         return True
     if kind in _SEQUENCES:
         return isinstance(value, (list, tuple)) and _elements_fit(value, kind, arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -14,12 +14,14 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 """Takes parameter groups; a partial of a ``torch.optim`` class."""
 
 
+@runtime_checkable
 class SchedulerFactory(Protocol):
     """Takes the optimiser and the number of optimiser steps of the run."""
 
     def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler: ...  # noqa: D102
 
 
+@runtime_checkable
 class Scores(Protocol):
     """What a method asks of a metric."""
 

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pixvox.assembly import build_metrics, build_segmenter, complete
+from pixvox.configuration import CONFIG_FOLDER, compose, instantiate
+from pixvox.data.metadata import Metadata
+
+CHOICES = sorted((path.parent.name, path.stem) for path in Path(CONFIG_FOLDER).glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
+def test_configuration_composes_and_its_values_fit(group, choice):
+    config = compose("train", [f"{group}={choice}"])
+    assert config.choices[group] == choice
+    OmegaConf.to_yaml(config)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(CONFIG_FOLDER).glob("*.yaml")))
+def test_primary_configuration_composes(name):
+    compose(name)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
+def test_configuration_says_what_it_is(group, choice):
+    text = (CONFIG_FOLDER / group / f"{choice}.yaml").read_text().removeprefix("# @package _global_\n")
+    assert text.startswith("# ")
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "optimizer"])
+def test_optimizer_takes_parameter_groups(choice):
+    group = {"params": [torch.zeros(2, 2, requires_grad=True)], "lr": 0.5}
+    optimizer = instantiate(compose("train", [f"optimizer={choice}"]).optimizer)([group])
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "scheduler"])
+def test_scheduler_warms_up_and_never_exceeds_the_peak(choice):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = instantiate(compose("train", [f"scheduler={choice}"]).scheduler)(optimizer, total_steps=40)
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] < rates[1] < rates[3] <= 2.0
+    assert max(rates) <= 2.0
+    assert rates[-1] <= rates[10]
+
+
+@pytest.mark.parametrize("head", [choice for group, choice in CHOICES if group == "head"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_model_is_built_from_the_configuration_of_each_head(head, dims):
+    from pixvox.models import part_class
+
+    kind = part_class("head", head)
+    if dims not in kind.supported_dims:
+        pytest.skip(f"{head} exists for {kind.supported_dims}")
+    config = compose("train", [f"head={head}", "backbone=simple", "backbone.channels=[4,8,8,8]"])
+    metadata = Metadata(kind.task, dims, ("one", "two"), in_channels=1)
+    complete(config, metadata)
+    segmenter = build_segmenter(config, metadata)
+    assert (segmenter.spatial_dims, segmenter.num_classes, segmenter.in_channels) == (dims, 2, 1)
+    assert segmenter.class_names == ("one", "two")
+    metrics = build_metrics(config, metadata)
+    assert metrics.monitor
