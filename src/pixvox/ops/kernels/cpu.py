@@ -6,10 +6,11 @@ keeps numba's own thread pools out, which do not survive the fork of data loadin
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, no_type_check
+from typing import Any
 
 import numba
 import numpy as np
@@ -80,8 +81,22 @@ def _share(length: int, work: Callable[[int, int], None]) -> None:
     list(pool.map(work, edges[:-1], edges[1:]))
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
-@no_type_check  # numba compiles the function itself, not a checking wrapper
+def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel that may reorder its sums."""
+    # The checker of types that the tests wrap around every function is unwrapped: numba cannot compile it.
+    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})(
+        inspect.unwrap(kernel)
+    )
+    return compiled
+
+
+def _compiled_exactly(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel whose rounding must be that of the plain form."""
+    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(inspect.unwrap(kernel))
+    return compiled
+
+
+@_compiled
 def _spread_rows(
     gradient: _Array, index: _Array, weight: _Array, summed: _Array, first: int, last: int
 ) -> None:
@@ -94,8 +109,7 @@ def _spread_rows(
                     summed[row, c] += factor * gradient[sample, c]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
-@no_type_check
+@_compiled
 def _row_products(
     table: _Array, index: _Array, gradient: _Array, dots: _Array, first: int, last: int
 ) -> None:
@@ -108,8 +122,7 @@ def _row_products(
             dots[sample, tap] = total
 
 
-@numba.njit(nogil=True, cache=True)
-@no_type_check
+@_compiled_exactly
 def _suppress(boxes: _Array, iou_threshold: float) -> _Array:
     n, dims = boxes.shape[0], boxes.shape[1] // 2
     dead = np.zeros(n, dtype=np.bool_)
