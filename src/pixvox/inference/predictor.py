@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from pixvox.structures import Segmentation
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
 
-ResizePolicy = Literal["none", "fit", "exact", "shortest"]
 POLICIES = ("none", "fit", "exact", "shortest")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,7 +50,7 @@ class Predictor:
     def __init__(
         self,
         model: Segmenter,
-        resize: ResizePolicy | None = None,
+        resize: str | None = None,
         size: int | tuple[int, ...] | list[int] | None = None,
         max_size: int | None = None,
         score_threshold: float | None = None,
@@ -132,7 +131,8 @@ class Predictor:
             return sample
         if self.resize == "shortest" and isinstance(self.size, int):
             return _resize_shortest(sample, self.size, self.max_size)
-        return Resize(self.size, self.resize)(sample, torch.Generator())
+        mode = cast(Literal["fit", "exact"], self.resize)
+        return Resize(self.size, mode)(sample, torch.Generator())
 
 
 def predict(model: Segmenter, inputs: Any, **options: Any) -> Segmentation | list[Segmentation]:
