@@ -12,7 +12,8 @@ import torch
 
 from pixvox.data.datamodule import check_fits
 from pixvox.data.dataset import Dataset
-from pixvox.data.datasets.open import open_dataset, split_names
+from pixvox.data.datasets.layout import split_names
+from pixvox.data.datasets.open import open_dataset
 from pixvox.data.images import read_image
 from pixvox.data.loading import read_sample
 from pixvox.data.metadata import Metadata

@@ -192,7 +192,8 @@ class DataModule(LightningDataModule):
 def _open_splits(
     path: str | Path, options: dict[str, Any], seed: int
 ) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
-    from pixvox.data.datasets.open import open_dataset, split_names
+    from pixvox.data.datasets.layout import split_names
+    from pixvox.data.datasets.open import open_dataset
 
     options.setdefault("seed", seed)
     found = split_names(path)

@@ -146,10 +146,12 @@ def _write_tiff(path: Path, volume: np.ndarray, spacing: list[float]) -> None:
 
     z, y, x = spacing
     if volume.dtype == np.uint32:  # a type that ImageJ does not know; the spacing is in dataset.json as well
-        tifffile.imwrite(path, volume, metadata={"axes": "ZYX"})
+        tifffile.imwrite(path, volume, photometric="minisblack", metadata={"axes": "ZYX"})
         return
     metadata = {"axes": "ZYX", "spacing": z, "unit": "um"}
-    tifffile.imwrite(path, volume, imagej=True, resolution=(1 / x, 1 / y), metadata=metadata)
+    tifffile.imwrite(
+        path, volume, imagej=True, photometric="minisblack", resolution=(1 / x, 1 / y), metadata=metadata
+    )
 
 
 def _write_zarr(path: Path, volume: np.ndarray, spacing: list[float]) -> None:

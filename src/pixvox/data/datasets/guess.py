@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,27 +19,20 @@ _LOOKED_AT = 32
 _MOST_CLASSES = 64
 
 
-class SplitFolders(Protocol):
-    """Two folders."""
-
-    @property
-    def images(self) -> Path:
-        """Folder of the images."""
-
-    @property
-    def annotations(self) -> Path | None:
-        """Folder of the label maps."""
-
-
 def guess_labels(
-    split: SplitFolders, spatial_dims: int, task: Task | None, names: list[str] | None, ignored: int | None
+    images: Path,
+    labels: Path | None,
+    spatial_dims: int,
+    task: Task | None,
+    names: list[str] | None,
+    ignored: int | None,
 ) -> dict[str, Any]:
     """Return the arguments of ``LabelFolder`` that describe label values; whatever is guessed is logged."""
     if task == "instance":
         return {"task": task, "class_names": names or ["object"]}
     if task == "semantic" and names:
         return {"task": task, "class_names": names, "ignore_value": 255 if ignored is None else ignored}
-    present = _values(split, spatial_dims)
+    present = _values(images, labels, spatial_dims)
     union = sorted(set().union(*present)) if present else [0]
     if task is None:
         task = _guess_task(present, union)
@@ -62,9 +55,9 @@ def guess_labels(
     return {"task": task, "class_names": names, "ignore_value": ignored}
 
 
-def _values(split: SplitFolders, spatial_dims: int) -> list[set[int]]:
+def _values(images: Path, labels: Path | None, spatial_dims: int) -> list[set[int]]:
     """Return the values of each of some label maps, evenly spaced over the split."""
-    maps = [label for _, label in pair_files(split.images, split.annotations) if label is not None]
+    maps = [label for _, label in pair_files(images, labels) if label is not None]
     step = max(1, len(maps) // _LOOKED_AT)
     return [set(np.unique(read_labels(path, spatial_dims)).tolist()) for path in maps[::step]]
 

@@ -73,6 +73,11 @@ def _named(data: np.ndarray, axes: str, spatial_dims: int | None) -> tuple[np.nd
     unnamed = [axis for axis in axes if axis not in "CZYXT"]
     if len(unnamed) == 1 and "Z" not in axes and spatial_dims != 2:  # the pages of a file are its planes
         axes = axes.replace(unnamed[0], "Z")
+    elif spatial_dims == 3 and "Z" not in axes and data.ndim == 3:
+        # Planes are often stored as times or channels; a volume of one plane has few of them.
+        other = next(axis for axis in axes if axis not in "YX")
+        if data.shape[axes.index(other)] > MAX_CHANNELS:
+            axes = axes.replace(other, "Z")
     elif len(unnamed) == 1 and "C" not in axes and spatial_dims == 2:
         axes = axes.replace(unnamed[0], "C")
     if spatial_dims == 3 and "Z" not in axes and len(axes.replace("C", "")) == 2:  # a volume of one plane

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+
+from pixvox.data.synthetic.nuclei3d import Nuclei3d
+from pixvox.data.synthetic.shapes import Shapes
+
+SMALL = {"image_size": (10, 28, 32), "count": (4, 8)}
+
+
+@pytest.mark.parametrize("make", [lambda seed: Shapes(3, seed), lambda seed: Nuclei3d(3, seed, **SMALL)])
+def test_images_depend_on_seed_and_index_alone(make):
+    first, second = make(0), make(0)
+    assert torch.equal(first[2].image, second[2].image)
+    assert torch.equal(first[2].layers, second[2].layers)
+    assert not torch.equal(first[1].image, first[2].image)
+    assert not torch.equal(first[2].image, make(1)[2].image)
+
+
+@pytest.mark.parametrize("dataset", [Shapes(8), Nuclei3d(4, **SMALL)], ids=["shapes", "nuclei"])
+def test_ids_are_contiguous_and_every_label_is_a_class(dataset):
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        assert sample.layers.unique().tolist() in (
+            list(range(len(sample.labels) + 1)),
+            list(range(1, len(sample.labels) + 1)),
+        )
+        assert all(0 <= label < dataset.metadata.num_classes for label in sample.labels.tolist())
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+def test_shapes_have_the_size_and_area_of_their_kind():
+    options = {"image_size": 100, "count": (1, 1), "radius": (20, 20), "overlap": 0}
+    areas = {"circle": np.pi * 400, "triangle": 3 * np.sqrt(3) / 4 * 400}
+    for kind, expected in areas.items():
+        shapes = Shapes(40, 0, classes=[kind], **options)
+        found = max(int((shapes[i].layers > 0).sum()) for i in range(40))  # the ones not cut by the border
+        assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_overlap_zero_keeps_shapes_whole_and_apart():
+    shapes = Shapes(10, 0, image_size=64, count=(6, 6), radius=(10, 10), overlap=0.0, classes=["circle"])
+    for i in range(10):
+        label_map = shapes[i].layers[0]
+        for identity in label_map.unique()[1:]:
+            inside = (label_map == identity).nonzero()
+            centre = inside.float().mean(0)
+            if ((centre > 11) & (centre < 52)).all():
+                assert len(inside) == pytest.approx(np.pi * 100, rel=0.05)
+
+
+def test_overlap_hides_at_most_the_share_asked_for():
+    shapes = Shapes(20, 3, image_size=64, count=(8, 8), radius=(10, 10), overlap=0.5, classes=["circle"])
+    areas = torch.cat([shapes[i].layers.flatten().bincount()[1:] for i in range(20)])
+    assert areas.min() >= 20
+    assert (areas < 0.95 * np.pi * 100).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_size_and_channels_are_options(channels):
+    shapes = Shapes(1, image_size=(40, 56), channels=channels, radius=(4, 8))
+    assert shapes[0].image.shape == (channels, 40, 56)
+    assert shapes.metadata.in_channels == channels
+
+
+def test_semantic_shapes_have_background_in_front():
+    instance, semantic = Shapes(2), Shapes(2, task="semantic")
+    assert semantic.metadata.class_names[0] == "background"
+    sample = instance[1]
+    expected = torch.cat([torch.tensor([0]), sample.labels + 1])[sample.layers[0].long()]
+    assert torch.equal(semantic[1].class_map, expected)
+
+
+def test_noise_adds_nothing_to_the_truth():
+    calm, noisy = Shapes(1, noise=0.0), Shapes(1, noise=30.0)
+    assert torch.equal(calm[0].layers, noisy[0].layers)
+    assert not torch.equal(calm[0].image, noisy[0].image)
+
+
+def test_nuclei_touch():
+    volume = Nuclei3d(1, 0, image_size=(20, 60, 60), count=(15, 15), clustered=0.9)[0].layers[0]
+    borders = 0
+    for axis in range(3):
+        first, second = (
+            volume.narrow(axis, 0, volume.shape[axis] - 1),
+            volume.narrow(axis, 1, volume.shape[axis] - 1),
+        )
+        borders += int(((first > 0) & (second > 0) & (first != second)).sum())
+    assert borders > 20
+
+
+def test_nuclei_stay_apart_when_asked():
+    options = {"image_size": (20, 60, 60), "count": (12, 12), "touching": 1.5, "clustered": 0.0}
+    volume = Nuclei3d(1, 0, **options)[0].layers[0]
+    for axis in range(3):
+        first, second = (
+            volume.narrow(axis, 0, volume.shape[axis] - 1),
+            volume.narrow(axis, 1, volume.shape[axis] - 1),
+        )
+        assert not ((first > 0) & (second > 0) & (first != second)).any()
+
+
+def test_light_falls_with_depth_and_nuclei_are_brighter_than_the_ground():
+    sample = Nuclei3d(
+        1, 0, image_size=(40, 48, 48), count=(20, 20), attenuation=40.0, offset=0.0, read_noise=0.0
+    )[0]
+    image, inside = sample.image[0], sample.layers[0] > 0
+    assert image[inside].mean() > 3 * image[~inside].mean()
+    ground = torch.where(inside, torch.nan, image).nanmean(dim=(1, 2))
+    assert ground[:10].mean() > 1.5 * ground[-10:].mean()
+
+
+def test_camera_offset_and_16_bit_range_are_kept():
+    image = Nuclei3d(1, 0, offset=40_000, **SMALL)[0].image
+    assert image.min() > 39_000
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Shapes(classes=["star"]), "star"),
+        (lambda: Shapes(count=(3, 1)), "ascending"),
+        (lambda: Shapes(overlap=2.0), "0..1"),
+        (lambda: Shapes(channels=2), "grey"),
+        (lambda: Nuclei3d(radius=(0, 1)), "positive"),
+        (lambda: Nuclei3d(spacing=(1, 1)), "three values"),
+        (lambda: Nuclei3d(stripes=1.0), "0..1"),
+    ],
+)
+def test_wrong_options_of_generators_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
