@@ -164,6 +164,7 @@ def test_ids_never_wrap(tmp_path):
 def test_smallest_type_holds_every_value():
     assert smallest_type(np.array([0, 255])) == np.uint8
     assert smallest_type(np.array([0, 255]), at_least_16_bit=True) == np.uint16
+    assert smallest_type(np.array([0, 65_536]), at_least_16_bit=True) == np.uint32
     assert smallest_type(np.zeros(0, dtype=np.int64)) == np.uint8
     for wrong in ([-1, 3], [2**32]):
         with pytest.raises(OverflowError, match="renumber"):

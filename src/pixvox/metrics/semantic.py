@@ -119,13 +119,13 @@ class SemanticScores(Metric):
         dice = ratio(2 * right, true + predicted)
         results = {
             "acc": float(ratio(right.sum(), true.sum())),
-            "macc": self._mean(ratio(right, true), union),
-            "mIoU": self._mean(iou, union),
+            "macc": self._mean(ratio(right, true)),
+            "mIoU": self._mean(iou),
             "fwIoU": float(ratio((true * np.nan_to_num(iou)).sum(), true.sum())),
-            "mDice": self._mean(dice, union),
+            "mDice": self._mean(dice),
         }
         if self.num_classes > 1 and self.class_names[0].lower() in ("background", "_background_", "bg"):
-            results["mDice_foreground"] = self._mean(dice[1:], union[1:])
+            results["mDice_foreground"] = self._mean(dice[1:])
         if self.per_class:
             for name, values in (("IoU", iou), ("Dice", dice)):
                 results |= {
@@ -134,9 +134,9 @@ class SemanticScores(Metric):
                 }
         return results
 
-    def _mean(self, values: npt.NDArray[np.float64], union: npt.NDArray[np.float64]) -> float:
+    def _mean(self, values: npt.NDArray[np.float64]) -> float:
         """Return the mean over the classes that appear."""
         if self.absent_as_zero:
             return float(np.nan_to_num(values).mean())
         # A class that is predicted but never true has IoU 0 and counts; its recall is not defined.
-        return defined_mean(values[union > 0])
+        return defined_mean(values)
