@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import ToyBackbone, ToyQueryHead, toy_segmenter, toy_targets
 
 from pixvox.errors import ConfigError
 from pixvox.necks.fpn import FPN
 from pixvox.segmenter import Segmenter
 from pixvox.structures import Geometry
 from pixvox.weights.checkpoint import model_record, rebuild
+from toys import ToyBackbone, ToyQueryHead, toy_segmenter, toy_targets
 
 KINDS = pytest.mark.parametrize("kind", ["semantic", "query"])
 SIZES = pytest.mark.parametrize("size", [(19, 26), (6, 17, 22)])
@@ -97,7 +97,9 @@ def test_backbone_under_torch_compile_equals_eager(kind):
 
 def test_wrong_number_of_channels_or_axes_is_refused_with_the_right_form():
     model = toy_segmenter("semantic")
-    with pytest.raises(ValueError, match=r"\(batch, channels, height, width\) with 1 channels, got \(1, 3, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"\(batch, channels, height, width\) with 1 channels, got \(1, 3, 8, 8\)"
+    ):
         model(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="takes images"):
         model(torch.zeros(1, 1, 4, 8, 8))

@@ -104,7 +104,9 @@ class ToyQueryHead(Head):
             full = resize(outputs["mask_logits"][i][None], outputs["input_size"])[0]
             full = full[(slice(None), *(slice(n) for n in geometry.valid_size))]
             masks = Masks.from_dense(resize(full[None], geometry.original_size)[0] > 0)
-            results.append(Segmentation(Instances(labels=labels, masks=masks, scores=scores), geometry=geometry))
+            results.append(
+                Segmentation(Instances(labels=labels, masks=masks, scores=scores), geometry=geometry)
+            )
         return results
 
 

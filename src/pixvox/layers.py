@@ -21,7 +21,10 @@ _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
-_ADAPTIVE_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_ADAPTIVE_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
 
@@ -97,7 +100,8 @@ def norm(name: str, spatial_dims: int, channels: int) -> nn.Module:
     """Return a normalisation layer.
 
     Args:
-        name: ``"batch"``, ``"group"`` (up to 32 groups), ``"instance"``, ``"layer"`` (over channels) or ``"none"``.
+        name: ``"batch"``, ``"group"`` (up to 32 groups), ``"instance"``, ``"layer"`` (over channels) or
+            ``"none"``.
         spatial_dims: 2 or 3.
         channels: Channels of the input.
 
@@ -209,11 +213,14 @@ def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
     return per_axis(value, 2)
 
 
-def lift_to_3d(module: nn.Module, depth_stride: int | None = None, depth_kernel: int | None = None) -> nn.Module:
+def lift_to_3d(
+    module: nn.Module, depth_stride: int | None = None, depth_kernel: int | None = None
+) -> nn.Module:
     """Turn a 2-D convolutional module into its 3-D twin, in place where it can be, and return it.
 
-    Convolutions get their 2-D kernel as the centre slice ("centre inflation"), so that a volume of one slice or
-    of equal slices reproduces the 2-D network exactly; normalisation layers keep weights and statistics.
+    Convolutions get their 2-D kernel as the centre slice ("centre inflation"), so that a volume of one
+    slice or of equal slices reproduces the 2-D network exactly; normalisation layers keep weights and
+    statistics.
 
     Args:
         module: Any module built of convolutions, batch norms, pools and element-wise layers.
@@ -251,20 +258,26 @@ def _lift_pool(module: nn.MaxPool2d | nn.AvgPool2d, depth_stride: int | None) ->
     kernel, stride, padding = (_pair(v) for v in (module.kernel_size, module.stride, module.padding))
     step = stride[0] if depth_stride is None else depth_stride
     if isinstance(module, nn.MaxPool2d):
-        # A maximum over equal slices is one slice's, so the depth of the window does not change lifted results.
-        return nn.MaxPool3d((kernel[0], *kernel), (step, *stride), (padding[0], *padding), ceil_mode=module.ceil_mode)
+        # A maximum over equal slices is one slice's: the depth of the window does not change lifted results.
+        return nn.MaxPool3d(
+            (kernel[0], *kernel), (step, *stride), (padding[0], *padding), ceil_mode=module.ceil_mode
+        )
+    height, width = kernel
     return nn.AvgPool3d(
-        (1, *kernel), (step, *stride), (0, *padding), ceil_mode=module.ceil_mode,
+        (1, height, width),
+        (step, stride[0], stride[1]),
+        (0, padding[0], padding[1]),
+        ceil_mode=module.ceil_mode,
         count_include_pad=module.count_include_pad,
-    )  # fmt: skip
+    )
 
 
 class SinePositionalEncoding(nn.Module):
     """Sine and cosine of each position, as added to the tokens of a transformer.
 
     The plane is encoded as in "End-to-End Object Detection with Transformers" (Carion et al., 2020,
-    https://arxiv.org/abs/2005.12872): half of the channels for y, half for x. Depth is encoded over all channels
-    and **added**, so that a volume whose depth term is left out has the encoding of its slices.
+    https://arxiv.org/abs/2005.12872): half of the channels for y, half for x. Depth is encoded over all
+    channels and **added**, so that a volume whose depth term is left out has the encoding of its slices.
 
     Args:
         spatial_dims: 2 or 3.
@@ -287,7 +300,9 @@ class SinePositionalEncoding(nn.Module):
     ) -> None:
         super().__init__()
         if channels % 4 != 0:
-            raise ValueError(f"channels must be a multiple of 4 (sine and cosine of two axes), got {channels}")
+            raise ValueError(
+                f"channels must be a multiple of 4 (sine and cosine of two axes), got {channels}"
+            )
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.channels = channels
         self.temperature = temperature
@@ -295,7 +310,9 @@ class SinePositionalEncoding(nn.Module):
         self.offset = offset
 
     def forward(
-        self, x: Float[Tensor, "batch channels *spatial"], valid_sizes: Int[Tensor, "batch dims"] | None = None
+        self,
+        x: Float[Tensor, "batch channels *spatial"],
+        valid_sizes: Int[Tensor, "batch dims"] | None = None,
     ) -> Float[Tensor, "batch encoding *spatial"]:
         """Return the encoding for feature maps ``x``; ``valid_sizes`` counts feature pixels, in array order."""
         size = x.shape[2:]

@@ -42,8 +42,8 @@ def create_model(
         normalizer: ``"percentile"`` or ``"imagenet"``; by default percentile, with ``pretrained`` imagenet.
         class_names: Names by class index.
         config_dir: A folder with configurations of further parts.
-        overrides: Arguments of the head, such as ``detections_per_image=100``; with a double underscore those of
-            another part, such as ``backbone__channels=[16, 32]``.
+        overrides: Arguments of the head, such as ``detections_per_image=100``; with a double underscore
+            those of another part, such as ``backbone__channels=[16, 32]``.
 
     Raises:
         ConfigError: If a name or an argument is unknown, or the parts do not fit together.
@@ -115,7 +115,7 @@ def _choices(group: str) -> list[str]:
 
 def part_class(group: str, name: str) -> Any:
     """Return the class that a configuration of a group names."""
-    config = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
+    config: Any = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")
     node = config.get(group, config)
     return locate(node["_target_"])
 

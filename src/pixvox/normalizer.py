@@ -68,13 +68,14 @@ class FixedNormalizer(Normalizer):
         """Return ``(images / max_value - mean) / std``."""
         channels = images.shape[1]
         shape = (1, -1) + (1,) * (images.dim() - 2)
-        # Images of another number of channels than the statistics get their average: grey from RGB statistics.
+        # Images of another number of channels than the statistics get their average: grey from RGB
+        # statistics.
         mean, std = (v if len(v) == channels else v.mean().expand(channels) for v in (self.mean, self.std))
         return (images / self.max_value - mean.view(shape)) / std.view(shape)
 
 
 class PercentileNormalizer(Normalizer):
-    """Maps the low and high percentile of each image to fixed values: for contrasts that differ from file to file.
+    """Maps the low and high percentile of each image to fixed values, for contrasts that differ by file.
 
     Args:
         mean: Value, between 0 (low percentile) and 1 (high percentile), that becomes 0.

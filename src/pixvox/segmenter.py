@@ -21,7 +21,8 @@ from pixvox.structures import Features, Geometry, Segmentation, Targets
 class Segmenter(nn.Module):
     """A segmentation model of four parts that know only each other's channels and strides.
 
-    ``forward`` and ``loss`` take normalised images; ``predict`` takes files, arrays and un-normalised tensors.
+    ``forward`` and ``loss`` take normalised images; ``predict`` takes files, arrays and un-normalised
+    tensors.
 
     Args:
         backbone: Images to feature maps.
@@ -31,7 +32,8 @@ class Segmenter(nn.Module):
         class_names: Names by class index.
 
     Raises:
-        ConfigError: If the parts are for different ``spatial_dims``, or there are not as many names as classes.
+        ConfigError: If the parts are for different ``spatial_dims``, or there are not as many names as
+            classes.
 
     Example:
         >>> from pixvox.backbones.simple import Simple
@@ -58,7 +60,9 @@ class Segmenter(nn.Module):
                 "build both with one spatial_dims"
             )
         if class_names and len(class_names) != head.num_classes:
-            raise ConfigError(f"{len(class_names)} class names for {head.num_classes} classes: {list(class_names)}")
+            raise ConfigError(
+                f"{len(class_names)} class names for {head.num_classes} classes: {list(class_names)}"
+            )
         self.normalizer = normalizer or PercentileNormalizer()
         self.backbone = backbone
         self.neck = neck or NoNeck(backbone.channels, backbone.strides)
@@ -96,7 +100,9 @@ class Segmenter(nn.Module):
             valid_sizes = torch.tensor([images.shape[2:]] * images.shape[0], device=images.device)
         padded = _pad_to_multiple(images, self.size_divisor)
         levels = self.neck(self.backbone(padded))
-        return Features(tuple(levels), self.neck.strides, padded, valid_sizes, {"output_size": images.shape[2:]})
+        return Features(
+            tuple(levels), self.neck.strides, padded, valid_sizes, {"output_size": images.shape[2:]}
+        )
 
     def loss(
         self, images: Tensor, targets: Targets, valid_sizes: Int[Tensor, "batch dims"] | None = None
@@ -160,8 +166,9 @@ class Segmenter(nn.Module):
         """Build a model from a plain dictionary.
 
         Args:
-            config: ``backbone``, ``neck``, ``head`` and ``normalizer``, each with its ``_target_`` (neck and head
-                ``_partial_``: their channels and strides are asked of the part before), and ``class_names``.
+            config: ``backbone``, ``neck``, ``head`` and ``normalizer``, each with its ``_target_`` (neck
+                and head ``_partial_``: their channels and strides are asked of the part before), and
+                ``class_names``.
 
         Raises:
             ConfigError: If a part cannot be built from its arguments.

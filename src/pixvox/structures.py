@@ -1,4 +1,4 @@
-"""The types that flow: data -> backbone -> neck -> head -> loss | post-processing -> metrics -> visualization.
+"""The types that flow: data -> backbone -> neck -> head -> loss | post-processing -> metrics -> pictures.
 
 Conventions, stated once:
 
@@ -180,9 +180,11 @@ class Masks:
         cls, polygons: Sequence[Sequence[Sequence[float]]], size: Sequence[int], on_invalid: str = "raise"
     ) -> Masks:
         """Rasterise polygons, per instance a list of ``[x0, y0, x1, y1, ...]``, as COCO's tools do (2-D only)."""
-        return cls.from_rle([mask_ops.polygons_to_rle(parts, size, on_invalid) for parts in polygons]) if len(
-            polygons
-        ) else cls.empty(size)
+        return (
+            cls.from_rle([mask_ops.polygons_to_rle(parts, size, on_invalid) for parts in polygons])
+            if len(polygons)
+            else cls.empty(size)
+        )
 
     @classmethod
     def cat(cls, masks: Sequence[Masks]) -> Masks:
@@ -263,7 +265,7 @@ class Masks:
         """Return one full canvas per mask: for those who ask; a thousand canvases are large."""
         canvases = torch.zeros((len(self), *self.size), dtype=torch.bool, device=self.device)
         for i in range(len(self)):
-            canvases[(i, *self.region(i))] = self.crop(i)
+            canvases[i][self.region(i)] = self.crop(i)
         return canvases
 
     def areas(self) -> Int[Tensor, " n"]:
@@ -276,7 +278,7 @@ class Masks:
         return mask_ops.crop_boxes(list(self), self.origins)
 
     def label_map(self, order: Sequence[int] | Tensor | None = None) -> Int[Tensor, "*spatial"]:
-        """Paint all masks on one int32 canvas: mask ``i`` becomes ``i + 1``; where masks overlap, the first wins.
+        """Paint all masks on one int32 canvas as 1, 2, ...; where masks overlap, the first wins.
 
         Args:
             order: Masks from the one that wins to the one that loses; by default as they stand. The ids are
@@ -344,7 +346,9 @@ class Instances:
     ) -> None:
         self.masks = _as_masks(masks, size)
         if boxes is None and self.masks is None:
-            raise ValueError("instances need boxes or masks; for an image without objects use Instances.empty(size)")
+            raise ValueError(
+                "instances need boxes or masks; for an image without objects use Instances.empty(size)"
+            )
         self.boxes = self.masks.boxes() if boxes is None else boxes.to(torch.float32)  # type: ignore[union-attr]
         n, device = self.boxes.shape[0], self.boxes.device
         self.labels = torch.zeros(n, dtype=torch.int64, device=device) if labels is None else labels.long()
@@ -433,7 +437,9 @@ def _as_masks(masks: Masks | Tensor | Sequence[Any] | None, size: Sequence[int] 
     if len(masks) > 0 and isinstance(masks[0], dict):
         return Masks.from_rle(masks)
     if size is None:
-        raise ValueError("masks given as polygons or as an empty list need the canvas: Instances(..., size=(h, w))")
+        raise ValueError(
+            "masks given as polygons or as an empty list need the canvas: Instances(..., size=(h, w))"
+        )
     return Masks.from_polygons(masks, size)
 
 

@@ -5,7 +5,6 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.mask_rcnn import MaskRCNN as TorchvisionMaskRCNN
 
-from pixvox.models import create_model
 from pixvox.structures import Geometry, Instances
 from pixvox.weights.torchvision import build_maskrcnn
 
@@ -19,7 +18,9 @@ def _reference(depth, size, num_classes):
     torch.manual_seed(0)
     limits = {"min_size": min(size), "max_size": max(size)}
     if depth == 50:
-        model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes + 1, **limits)
+        model = maskrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=num_classes + 1, **limits
+        )
     else:
         backbone = resnet_fpn_backbone(
             backbone_name="resnet18", weights=None, trainable_layers=5, norm_layer=torch.nn.BatchNorm2d
@@ -38,7 +39,7 @@ def _reference(depth, size, num_classes):
 
 @pytest.fixture(autouse=True)
 def _exact_nms(monkeypatch):
-    """Below 1,000 boxes torchvision separates classes by shifting boxes, which rounds IoUs; above it does not. (Proposals of equal score may still swap.)"""
+    """Below 1,000 boxes torchvision separates classes by shifting boxes, which rounds IoUs."""
     monkeypatch.setattr(boxes_module, "_batched_nms_coordinate_trick", boxes_module._batched_nms_vanilla)
 
 

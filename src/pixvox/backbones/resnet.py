@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 from jaxtyping import Float
@@ -19,18 +20,20 @@ class ResNet(Backbone):
     """Residual networks.
 
     "Deep Residual Learning for Image Recognition" (He et al., 2015, https://arxiv.org/abs/1512.03385). timm's
-    ``resnet*`` have torchvision's layers and weights' names. In 3-D every layer is lifted with its 2-D kernel in
-    the centre slice, so ImageNet weights serve volumes too.
+    ``resnet*`` have torchvision's layers and weights' names. In 3-D every layer is lifted with its 2-D
+    kernel in the centre slice, so ImageNet weights serve volumes too.
 
     Args:
         name: timm's name, such as ``"resnet50"``.
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Channels of the images; other than 3 adapts the first layer's weights.
         pretrained: Load timm's ImageNet weights (fetched once by timm).
-        out_levels: Levels given out, counted from 1 (stride 4) to 4 (stride 32); 0 is the stem's output (stride 2).
-        depth_strides: In 3-D, strides along depth of stem, pool, and stages 2 to 4; ``(1, 1, 2, 2, 2)`` keeps thin
-            or anisotropic volumes longer. By default as in the plane.
-        frozen_stages: Parts whose weights and statistics stay as they are: 0 none, 1 the stem, 2 also stage 1, ...
+        out_levels: Levels given out, counted from 1 (stride 4) to 4 (stride 32); 0 is the stem's output
+            (stride 2).
+        depth_strides: In 3-D, strides along depth of stem, pool, and stages 2 to 4; ``(1, 1, 2, 2, 2)``
+            keeps thin or anisotropic volumes longer. By default as in the plane.
+        frozen_stages: Parts whose weights and statistics stay as they are: 0 none, 1 the stem, 2 also stage
+            1, ...
         output_stride: 8 or 16 replaces the last strides by dilation (2-D only).
 
     Raises:
@@ -60,8 +63,8 @@ class ResNet(Backbone):
             out_indices=tuple(out_levels),
             output_stride=output_stride,
         )
-        reductions = network.feature_info.reduction()
-        strides = [(reduction,) * 2 for reduction in reductions]
+        info: Any = network.feature_info
+        strides: list[tuple[int, ...]] = [(reduction,) * 2 for reduction in info.reduction()]
         if spatial_dims == 3:
             depth = tuple(depth_strides) if depth_strides is not None else (2, 2, 2, 2, 2)
             if len(depth) != len(_REDUCTIONS):
@@ -69,12 +72,14 @@ class ResNet(Backbone):
             for part, child in network.named_children():
                 step = depth[_REDUCTIONS.index(part)] if part in _REDUCTIONS else None
                 setattr(network, part, lift_to_3d(child, depth_stride=step))
-            strides = [(_depth_reduction(depth, level), *s) for level, s in zip(out_levels, strides, strict=True)]
-        super().__init__(spatial_dims, in_channels, network.feature_info.channels(), strides)
+            strides = [
+                (_depth_reduction(depth, level), *s) for level, s in zip(out_levels, strides, strict=True)
+            ]
+        super().__init__(spatial_dims, in_channels, info.channels(), strides)
         self.network = network
         self.frozen_stages = frozen_stages
-        for part in self._frozen_parts():
-            part.requires_grad_(False)
+        for frozen in self._frozen_parts():
+            frozen.requires_grad_(False)
 
     def _frozen_parts(self) -> list[nn.Module]:
         stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]

@@ -25,7 +25,9 @@ class ResidualBlock(nn.Module):
         norm: Normalisation, see ``pixvox.layers.norm``.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: PerAxis, norm: str) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, stride: PerAxis, norm: str
+    ) -> None:
         super().__init__()
         self.conv1 = ConvNormAct(spatial_dims, in_channels, out_channels, 3, stride, norm)
         self.conv2 = ConvNormAct(spatial_dims, out_channels, out_channels, 3, 1, norm, act=False)
@@ -54,7 +56,8 @@ class Simple(Backbone):
         norm: Normalisation, see ``pixvox.layers.norm``; ``"group"`` suits batches of one or two.
 
     Raises:
-        ValueError: If there are not as many strides as channels, or a stride is not a multiple of the one before.
+        ValueError: If there are not as many strides as channels, or a stride is not a multiple of the one
+            before.
 
     Example:
         >>> import torch
@@ -73,7 +76,9 @@ class Simple(Backbone):
         norm: str = "batch",
     ) -> None:
         if len(strides) != len(channels):
-            raise ValueError(f"give one stride per level: {len(channels)} channels but {len(strides)} strides")
+            raise ValueError(
+                f"give one stride per level: {len(channels)} channels but {len(strides)} strides"
+            )
         absolute = [per_axis(stride, spatial_dims, "strides") for stride in strides]
         super().__init__(spatial_dims, in_channels, channels, absolute)
         first = [min(2, step) for step in absolute[0]]
@@ -82,7 +87,9 @@ class Simple(Backbone):
         self.stages = nn.ModuleList()
         for level, stride in zip(channels, absolute, strict=True):
             if any(s % r != 0 for s, r in zip(stride, reached, strict=True)):
-                raise ValueError(f"stride {stride} is not a multiple of the stride before it, {tuple(reached)}")
+                raise ValueError(
+                    f"stride {stride} is not a multiple of the stride before it, {tuple(reached)}"
+                )
             steps = [s // r for s, r in zip(stride, reached, strict=True)]
             stage = [ResidualBlock(spatial_dims, width, level, steps, norm)]
             stage += [ResidualBlock(spatial_dims, level, level, 1, norm) for _ in range(blocks - 1)]

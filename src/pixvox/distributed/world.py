@@ -17,7 +17,7 @@ def world_size() -> int:
 
 
 def world_mean(value: Tensor | float, minimum: float = 1.0) -> Tensor:
-    """Return the mean of ``value`` over all processes, at least ``minimum``: the number of positives of a loss.
+    """Return the mean of ``value`` over all processes, at least ``minimum``, such as the number of positives.
 
     Every process must call it, also one with nothing to count.
     """

@@ -17,11 +17,12 @@ class AnchorGenerator(nn.Module):
     an anchor's area and the ratio of depth keeps its volume, so that sizes and shapes are chosen apart.
 
     Args:
-        sizes: Sides in input pixels, per level a list (the cube root of the volume, or square root of the area).
+        sizes: Sides in input pixels, per level a list (the cube root of the volume, or square root of the
+            area).
         aspect_ratios: Height over width.
         depth_ratios: Depth over the side in the plane, in physical units; used for volumes only.
-        anisotropy: Spacing in the plane over spacing along depth (0.46 for voxels of 1.75 x 0.8 x 0.8 um): the
-            depth of every anchor is multiplied by it.
+        anisotropy: Spacing in the plane over spacing along depth (0.46 for voxels of 1.75 x 0.8 x 0.8 um):
+            the depth of every anchor is multiplied by it.
         rounded: Round half sides to whole pixels, as torchvision does.
 
     Example:

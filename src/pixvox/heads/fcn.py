@@ -88,7 +88,9 @@ class FCN(Head):
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Return each configured term; padding is ignored."""
         if not isinstance(targets, Tensor):
-            raise ValueError("a semantic head learns from label maps (batch, *spatial), but was given instances")
+            raise ValueError(
+                "a semantic head learns from label maps (batch, *spatial), but was given instances"
+            )
         labels = targets.to(torch.int64, copy=True)
         for label_map, valid in zip(labels, outputs["valid_sizes"].tolist(), strict=True):
             for axis, length in enumerate(valid):
@@ -104,4 +106,3 @@ class FCN(Head):
             original = resize(logits[None].float(), geometry.original_size)[0]
             results.append(Segmentation(class_map=original.argmax(dim=0), geometry=geometry))
         return results
-

@@ -62,7 +62,10 @@ class MaskBranch(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for i in range(num_convs):
-            layers += [conv(spatial_dims, hidden_channels if i else in_channels, hidden_channels, 3), nn.ReLU()]
+            layers += [
+                conv(spatial_dims, hidden_channels if i else in_channels, hidden_channels, 3),
+                nn.ReLU(),
+            ]
         width = hidden_channels if num_convs else in_channels
         layers += [conv_transpose(spatial_dims, width, hidden_channels), nn.ReLU()]
         layers += [conv(spatial_dims, hidden_channels, num_classes, 1)]
@@ -77,8 +80,8 @@ class MaskRCNN(Head):
     """Two stages: regions that may hold an object, then class, box and mask of each region.
 
     "Mask R-CNN" (He et al., 2017, https://arxiv.org/abs/1703.06870), for images and volumes, on a pyramid or on a
-    single map, with torchvision's sampling, targets and losses. There is no cap on the objects of an image unless
-    ``detections_per_image`` sets one.
+    single map, with torchvision's sampling, targets and losses. There is no cap on the objects of an image
+    unless ``detections_per_image`` sets one.
 
     Args:
         in_channels: Channels of each level, all equal.
@@ -95,9 +98,10 @@ class MaskRCNN(Head):
         num_candidates: Anchors per level that enter suppression, in training and in evaluation.
         rpn_samples: Anchors per image in the loss.
         rpn_nms_threshold: IoU of the suppression of proposals.
-        rpn_iou: Anchors from the first IoU with an object on are positive, below the second negative. In 3-D the
-            same offset costs more IoU than in 2-D: ``(0.5, 0.2)`` finds more.
-        box_levels: Levels that regions are read from, from the finest on; None takes all but an extra coarsest one.
+        rpn_iou: Anchors from the first IoU with an object on are positive, below the second negative. In
+            3-D the same offset costs more IoU than in 2-D: ``(0.5, 0.2)`` finds more.
+        box_levels: Levels that regions are read from, from the finest on; None takes all but an extra
+            coarsest one.
         box_size: Side of a region's features for class and box.
         box_features: Width of the box branch.
         box_samples: Regions per image in the loss.
@@ -107,7 +111,8 @@ class MaskRCNN(Head):
         mask_channels: Channels of the mask branch.
         mask_convs: Convolutions of the mask branch.
         sampling_ratio: Samples per bin and axis of RoIAlign.
-        mask_sampling_ratio: The same when true masks are sampled; 0 adapts to the region's size, as torchvision.
+        mask_sampling_ratio: The same when true masks are sampled; 0 adapts to the region's size, as
+            torchvision.
         canonical_size: Side of the regions that are read from ``canonical_level``.
         canonical_level: Number of that level, log2 of its stride (4 is stride 16).
         score_threshold: Detections below are dropped.
@@ -157,7 +162,9 @@ class MaskRCNN(Head):
     ) -> None:
         super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold)
         if len(set(in_channels)) != 1:
-            raise ValueError(f"all levels need the same channels (put neck=fpn before this head), got {in_channels}")
+            raise ValueError(
+                f"all levels need the same channels (put neck=fpn before this head), got {in_channels}"
+            )
         channels = in_channels[0]
         sizes = [[8.0 * min(stride)] for stride in strides] if anchor_sizes == "auto" else anchor_sizes
         if len(sizes) != len(strides):
@@ -167,12 +174,21 @@ class MaskRCNN(Head):
             )
         anchors = AnchorGenerator(sizes, aspect_ratios, depth_ratios, anisotropy, rounded_anchors)
         self.rpn = RegionProposalNetwork(
-            channels, spatial_dims, anchors, num_proposals, num_candidates, rpn_nms_threshold, *rpn_iou,
+            channels,
+            spatial_dims,
+            anchors,
+            num_proposals,
+            num_candidates,
+            rpn_nms_threshold,
+            positive_iou=rpn_iou[0],
+            negative_iou=rpn_iou[1],
             samples_per_image=rpn_samples,
-        )  # fmt: skip
+        )
         self.strides = tuple(tuple(stride) for stride in strides)
         self.box_levels = box_levels if box_levels is not None else max(1, len(strides) - 1)
-        self.box_branch = BoxBranch(channels * box_size**spatial_dims, box_features, num_classes, spatial_dims)
+        self.box_branch = BoxBranch(
+            channels * box_size**spatial_dims, box_features, num_classes, spatial_dims
+        )
         self.mask_branch = MaskBranch(channels, mask_channels, mask_convs, num_classes, spatial_dims)
         self.box_size = box_size
         self.mask_size = mask_size
@@ -190,9 +206,9 @@ class MaskRCNN(Head):
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return raw outputs.
 
-        With targets: scores, shifts and masks of the regions sampled for the loss. In eval mode or without targets:
-        the detections, padded to the most of the batch: ``boxes`` (normalised), ``class_logits`` (background last),
-        ``labels``, ``scores``, ``roi_mask_logits`` and their validity mask ``valid``.
+        With targets: scores, shifts and masks of the regions sampled for the loss. In eval mode or without
+        targets: the detections, padded to the most of the batch: ``boxes`` (normalised), ``class_logits``
+        (background last), ``labels``, ``scores``, ``roi_mask_logits`` and their validity mask ``valid``.
         """
         instances = _instances(targets)
         outputs: Outputs = {"rpn": self.rpn(features, instances)}
@@ -282,7 +298,9 @@ class MaskRCNN(Head):
     def _sample(self, proposals: Tensor, instances: Instances) -> tuple[Tensor, dict[str, Tensor]]:
         """Choose regions of one image, positives first, and what they should become."""
         if instances.masks is None:
-            raise ValueError("Mask R-CNN learns from masks, but the targets have boxes only; give Instances(masks=...)")
+            raise ValueError(
+                "Mask R-CNN learns from masks, but the targets have boxes only; give Instances(masks=...)"
+            )
         objects = instances[~instances.ignore]
         regions = torch.cat([proposals, objects.boxes])
         matches = self.matcher(box_iou(objects.boxes, regions))
@@ -321,7 +339,9 @@ class MaskRCNN(Head):
             part["boxes"] = box_convert(part["boxes"], "xyxy", "cxcywh") / sides
         return {name: nn.utils.rnn.pad_sequence([part[name] for part in found], True) for name in found[0]}
 
-    def _select(self, regions: Tensor, logits: Tensor, deltas: Tensor, valid_size: Sequence[int]) -> dict[str, Any]:
+    def _select(
+        self, regions: Tensor, logits: Tensor, deltas: Tensor, valid_size: Sequence[int]
+    ) -> dict[str, Any]:
         """Return the detections of one image, best first."""
         scores = logits.float().softmax(dim=1)[:, :-1]
         rows, labels = (scores > self.score_threshold).nonzero(as_tuple=True)
@@ -330,7 +350,9 @@ class MaskRCNN(Head):
         half = boxes.shape[1] // 2
         large = ((boxes[:, half:] - boxes[:, :half]) >= 1e-2).all(dim=1)
         rows, labels, boxes = rows[large], labels[large], boxes[large]
-        kept = batched_nms(boxes, scores[rows, labels], labels, self.nms_threshold)[: self.detections_per_image]
+        kept = batched_nms(boxes, scores[rows, labels], labels, self.nms_threshold)[
+            : self.detections_per_image
+        ]
         return {
             "boxes": boxes[kept],
             "labels": labels[kept],

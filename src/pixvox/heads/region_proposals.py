@@ -146,7 +146,9 @@ class RegionProposalNetwork(nn.Module):
             predicted.append(deltas[sample["positives"]].float())
             wanted.append(sample["deltas"])
         count = max(1, sum(len(part) for part in logits))
-        objectness_loss = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(truth), reduction="sum")
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            torch.cat(logits), torch.cat(truth), reduction="sum"
+        )
         box_loss = F.smooth_l1_loss(torch.cat(predicted), torch.cat(wanted), beta=1 / 9, reduction="sum")
         return {"rpn_objectness": objectness_loss / count, "rpn_box": box_loss / count}
 
@@ -165,5 +167,5 @@ def leave_out_ignored(matches: Tensor, boxes: Tensor, ignored: Tensor, threshold
 
 def _flatten_anchors(x: Tensor, values: int) -> Tensor:
     """Turn ``(batch, anchors * values, *spatial)`` into ``(batch, positions * anchors, values)``."""
-    batch = x.shape[0]
-    return x.flatten(2).unflatten(1, (-1, values)).permute(0, 3, 1, 2).reshape(batch, -1, values)
+    batch, channels = x.shape[:2]
+    return x.reshape(batch, channels // values, values, -1).permute(0, 3, 1, 2).reshape(batch, -1, values)

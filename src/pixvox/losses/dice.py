@@ -14,8 +14,9 @@ class Dice(nn.Module):
     """One minus the soft Dice coefficient of each class, over the whole batch.
 
     "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation" (Milletari et al., 2016,
-    https://arxiv.org/abs/1606.04797), with plain denominators. A region term: a rare class weighs as much as a
-    frequent one. Classes absent from the truth of a batch are left out of the mean, ignored pixels out of the sums.
+    https://arxiv.org/abs/1606.04797), with plain denominators. A region term: a rare class weighs as much
+    as a frequent one. Classes absent from the truth of a batch are left out of the mean, ignored pixels out
+    of the sums.
 
     Args:
         weight: Factor of the term.

@@ -1,8 +1,8 @@
 """Checkpoints that rebuild their model alone, and never execute what they hold.
 
-A checkpoint is Lightning's file with a record of plain types under the key ``"pixvox"``: the configuration of the
-four parts, the class names and the sizes. It is read with ``weights_only=True``; the configuration may name only
-classes of this package, or of packages that the caller trusts.
+A checkpoint is Lightning's file with a record of plain types under the key ``"pixvox"``: the configuration
+of the four parts, the class names and the sizes. It is read with ``weights_only=True``; the configuration
+may name only classes of this package, or of packages that the caller trusts.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def read_torch_file(path: Path) -> Any:
     """Read a file of ``torch.save`` without executing anything in it.
 
     Raises:
-        WeightsError: If the file is missing, empty, truncated, no such file, or holds more than tensors and plain
-            types.
+        WeightsError: If the file is missing, empty, truncated, no such file, or holds more than tensors and
+            plain types.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
@@ -68,7 +68,15 @@ def read_torch_file(path: Path) -> Any:
             f"{path}: refused, for it holds more than tensors and plain types (or is no checkpoint at all), and "
             f"loading it could execute code: {_first_line(error)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        UnicodeDecodeError,
+    ) as error:
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint; it may be truncated or of another kind ({_first_line(error)})"
         ) from error
@@ -147,7 +155,9 @@ def _check_kind(node: Any, part: str, source: Path, trust: Sequence[str]) -> Non
         if "_target_" in node:
             target = locate(str(node["_target_"]))
             if not (isinstance(target, type) and issubclass(target, torch.nn.Module)):
-                raise WeightsError(f"{source}: {part} names {node['_target_']!r}, which is no module; it is not run")
+                raise WeightsError(
+                    f"{source}: {part} names {node['_target_']!r}, which is no module; it is not run"
+                )
         for value in node.values():
             _check_kind(value, part, source, trust)
     elif isinstance(node, list | tuple):
@@ -159,8 +169,8 @@ def load_state(model: Segmenter, state: Mapping[str, Tensor], source: Path, stri
     """Copy weights into ``model`` and return the keys that were left out (none when ``strict``).
 
     Raises:
-        WeightsError: If keys are missing, unexpected or of another shape and ``strict`` is true; the message lists
-            them.
+        WeightsError: If keys are missing, unexpected or of another shape and ``strict`` is true; the
+            message lists them.
     """
     own = model.state_dict()
     # Counters that some writers leave out do not matter.
@@ -175,11 +185,15 @@ def load_state(model: Segmenter, state: Mapping[str, Tensor], source: Path, stri
             )
             if keys
         ]  # fmt: skip
-        raise WeightsError(f"{source}: the weights do not fit the model: {'; '.join(parts)}. strict=False loads the rest")
+        raise WeightsError(
+            f"{source}: the weights do not fit the model: {'; '.join(parts)}. strict=False loads the rest"
+        )
     fitting = {key: value for key, value in state.items() if key in own and key not in mismatched}
     model.load_state_dict(fitting, strict=False)
     return sorted({*missing, *unexpected, *mismatched})
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+        :200
+    ]

@@ -26,8 +26,8 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
         path: A run folder (its best checkpoint, else its last), a ``.ckpt``, a ``.safetensors`` file that
             pixvox wrote, or a state dict of torchvision's Mask R-CNN.
         strict: Refuse weights that do not fit; otherwise load those that do.
-        trust: Packages beside this one whose classes the file's configuration may name. Nothing else in a file is
-            ever executed.
+        trust: Packages beside this one whose classes the file's configuration may name. Nothing else in a
+            file is ever executed.
 
     Raises:
         WeightsError: If there is no such file, or it is damaged, foreign, or does not fit its model.

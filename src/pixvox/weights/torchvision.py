@@ -1,7 +1,8 @@
 """Weights of torchvision's Mask R-CNN.
 
-torchvision puts the background first, predicts boxes and masks for it too, and resizes images inside to a shortest
-side of 800 pixels. Here the background is last, has no boxes and masks, and the resize belongs to the predictor.
+torchvision puts the background first, predicts boxes and masks for it too, and resizes images inside to a
+shortest side of 800 pixels. Here the background is last, has no boxes and masks, and the resize belongs to
+the predictor.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def _backbone_name(state: Mapping[str, Tensor]) -> str:
              (36, True): "resnet152"}  # fmt: skip
     name = names.get((max(blocks) + 1, bottleneck))
     if name is None:
-        raise WeightsError(f"no ResNet has {max(blocks) + 1} blocks in its third stage; is this file torchvision's?")
+        raise WeightsError(
+            f"no ResNet has {max(blocks) + 1} blocks in its third stage; is this file torchvision's?"
+        )
     return name
 
 

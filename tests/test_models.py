@@ -1,0 +1,72 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pixvox
+from pixvox.errors import ConfigError
+from pixvox.models import create_model, list_backbones, list_heads
+
+
+@pytest.mark.parametrize("head", list_heads())
+@pytest.mark.parametrize(
+    ("backbone", "dims"), [("simple", 2), ("simple", 3), ("resnet18", 2), ("resnet18", 3)]
+)
+def test_every_head_runs_and_differentiates_on_an_odd_size(head, backbone, dims):
+    small = {"neck__out_channels": 16, "box_features": 16, "mask_channels": 8} if head == "maskrcnn" else {}
+    model = create_model(head, backbone, num_classes=2, spatial_dims=dims, in_channels=2, **small)
+    size = (33, 61, 47)[:dims]
+    labels = torch.zeros((2, *size), dtype=torch.int64)
+    labels[(slice(None), *(slice(4, 30) for _ in size))] = 1
+    targets = labels if model.task == "semantic" else [pixvox.Instances(masks=m) for m in labels]
+    losses = model.loss(torch.randn(2, 2, *size), targets)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.backbone.network.conv1.weight.grad.abs().sum() > 0 if backbone == "resnet18" else True
+    model.eval()
+    with torch.no_grad():
+        results = model.postprocess(model(torch.randn(1, 2, *size)), [pixvox.Geometry.identity(size)])
+    assert results[0].size == size
+
+
+def test_lists_know_tasks_and_dimensions():
+    assert list_heads(task="semantic") == [
+        h for h in list_heads() if create_model(h, "simple").task == "semantic"
+    ]
+    assert "maskrcnn" in list_heads(task="instance", spatial_dims=3)
+    assert {"simple", "resnet", "resnet18", "resnet152"} <= set(list_backbones(spatial_dims=3))
+
+
+def test_overrides_reach_the_head_and_other_parts():
+    model = create_model(
+        "maskrcnn", "simple", detections_per_image=7, anchor_sizes=[[8], [16], [32]],
+        backbone__channels=[8, 16], backbone__strides=[4, 8], neck__out_channels=8,
+    )  # fmt: skip
+    assert model.head.detections_per_image == 7
+    assert model.backbone.channels == (8, 16)
+    assert model.neck.channels == (8, 8, 8)
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(ConfigError, match="maskrcnn"):
+        create_model("maskrcn", "simple")
+    with pytest.raises(ConfigError, match="nms_threshold"):
+        create_model("maskrcnn", "simple", nms_treshold=0.5)
+    with pytest.raises(ConfigError, match="'instance', 'semantic'"):
+        list_heads(task="instances")
+
+
+def test_class_names_must_fit_the_classes():
+    with pytest.raises(ConfigError, match="1 class names for 2 classes"):
+        create_model("fcn", "simple", num_classes=2, class_names=["cell"])
+
+
+def test_import_and_create_model_load_no_heavy_library():
+    code = (
+        "import sys, pixvox; pixvox.create_model('maskrcnn', 'simple'); "
+        "heavy = {'lightning', 'matplotlib', 'cv2', 'zarr', 'tifffile', 'scipy', 'numba', 'pandas', 'nibabel', "
+        "'faster_coco_eval', 'tensorboard', 'monai', 'transformers', 'typer'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"
