@@ -1,5 +1,5 @@
 import struct
-import time
+import zlib
 
 import numpy as np
 import pytest
@@ -135,14 +135,10 @@ def test_picture_above_the_limit_is_refused_before_decoding(tmp_path):
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
     save(path, np.zeros((2, 2), np.uint8))
     raw = path.read_bytes()
-    import zlib
-
     chunk = b"IHDR" + header
     path.write_bytes(raw[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + raw[33:])
-    start = time.perf_counter()
-    with pytest.raises(DataError, match="max_pixels=200000000"):
+    with pytest.raises(DataError, match="max_pixels=200000000"):  # decoding would fail for lack of data
         read_image(path)
-    assert time.perf_counter() - start < 2, "2.5 gigapixels would take longer"
 
 
 def test_pixel_limit_is_an_option_and_spares_tiled_tiff(tmp_path):

@@ -94,6 +94,21 @@ def test_given_splits_are_left_as_they_are(tmp_path):
     assert sizes == [3, 2, 1]
 
 
+@pytest.mark.parametrize("kind", ["coco", "labels"])
+def test_folder_of_unlabelled_images_is_found(tmp_path, kind):
+    for i in range(2):
+        picture(tmp_path / "images" / "train" / f"{i}.png")
+        picture(tmp_path / "images" / "unlabelled" / f"{i}.png")
+        if kind == "labels":
+            picture(tmp_path / "labels" / "train" / f"{i}.png")
+    if kind == "coco":
+        coco(tmp_path / "annotations" / "train.json", ["0.png", "1.png"])
+    assert "unlabelled" in split_names(tmp_path)
+    dataset = open_dataset(tmp_path, "unlabelled", task="instance")
+    assert dataset.unlabelled_indices() == [0, 1]
+    assert not dataset[0].annotated
+
+
 def test_images_without_labels_never_get_into_evaluation(tmp_path):
     for i in range(6):
         picture(tmp_path / "images" / f"{i}.png")
@@ -152,7 +167,7 @@ def test_what_was_found_is_logged(tmp_path, caplog):
     picture(tmp_path / "labels" / "train" / "a.png")
     with caplog.at_level(logging.INFO), pytest.raises(DataError, match="two are needed"):
         open_dataset(tmp_path, task="instance")
-    assert "1 images with label maps" in caplog.text
+    assert "1 images with annotations in" in caplog.text
 
 
 def test_unknown_layout_names_what_was_looked_for_and_found(tmp_path):

@@ -110,9 +110,17 @@ def test_affine_of_one_slice_equals_2d():
 @pytest.mark.parametrize(("size", "spacing"), [((31, 61), (2.0, 1.0)), ((25, 49, 65), (2.0, 1.0, 0.75))])
 def test_a_turned_ball_stays_a_ball_whatever_the_spacing(size, spacing):
     sample = ball(size, 20.0, spacing)
-    turned = RandomAffine(rotation=90.0)(sample, generator(2))
+    turned = RandomAffine(rotation=[90.0] * (2 * len(size) - 3))(sample, generator(2))
     union = (turned.layers | sample.layers).sum()
     assert ((turned.layers & sample.layers).sum() / union).item() > 0.9
+
+
+def test_one_angle_turns_volumes_in_the_last_plane_only():
+    layers = torch.arange(1, 6, dtype=torch.int32).view(1, 5, 1, 1).expand(1, 5, 14, 19).clone()
+    sample = Sample(layers.float(), layers, torch.zeros(5).long(), torch.zeros(5).bool())
+    turned = RandomAffine(rotation=180.0)(sample, generator(2)).layers
+    assert (turned == 0).any(), "corners come from outside"
+    assert ((turned == 0) | (turned == layers)).all()
 
 
 def test_magnification_of_two_quadruples_an_area():

@@ -48,10 +48,10 @@ class Entry:
 class CocoDataset(Dataset):
     """Instances of a COCO JSON file.
 
-    "Microsoft COCO: Common Objects in Context" (Lin et al., 2014, https://arxiv.org/abs/1405.0312). Category
-    ids
-    become contiguous labels in ascending order; annotation ids are not used, so 0 and duplicates of images
-    that have none do no harm; crowds become ignored regions.
+    "Microsoft COCO: Common Objects in Context" (Lin et al., 2014, https://arxiv.org/abs/1405.0312).
+
+    Category ids become contiguous labels in ascending order; annotation ids are not used, so 0 and missing
+    ones do no harm; crowds become ignored regions.
 
     Args:
         images: Folder of the images; ``file_name`` is looked for below it.

@@ -52,6 +52,10 @@ def find_layout(root: Path) -> Layout:
         return Layout("coco", {"all": Split(_images_of(root, root.parent, ""), root)})
     coco = _find_coco(root)
     if coco:
+        bare = (root / folder / name for folder in IMAGE_FOLDERS for name in SPLITS["unlabelled"])
+        unlabelled = next((folder for folder in bare if folder.is_dir()), None)
+        if unlabelled is not None:
+            coco["unlabelled"] = Split(unlabelled, None)
         return Layout("coco", coco)
     labels = _find_label_folders(root)
     if labels:

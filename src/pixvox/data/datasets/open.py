@@ -13,7 +13,7 @@ from pixvox.data.datasets.coco import CocoDataset
 from pixvox.data.datasets.guess import guess_labels
 from pixvox.data.datasets.label_folder import LabelFolder
 from pixvox.data.datasets.layout import SPLITS, Layout, Split, find_layout
-from pixvox.data.images import Channels, list_images, read_image
+from pixvox.data.images import MAX_PIXELS, Channels, list_images, read_image
 from pixvox.data.metadata import Task
 from pixvox.errors import DataError
 
@@ -33,13 +33,13 @@ def open_dataset(
     seed: int = 42,
     on_invalid: Literal["raise", "drop"] = "raise",
     percentiles: Sequence[float] = (1.0, 99.8),
-    **options: Any,
+    max_pixels: int = MAX_PIXELS,
+    allow_missing_chunks: bool = False,
 ) -> Dataset:
     """Open one split of the dataset at ``path``, whatever its layout.
 
-    Layouts: COCO (``annotations/instances_{split}.json`` with ``images/{split}``, ``{split}/*.json`` beside
-        the
-    images, or one JSON file), and label folders (``images/{split}`` with ``labels/{split}``,
+    Layouts: COCO (``annotations/instances_{split}.json`` with ``images/{split}``, ``{split}/*.json`` beside the
+    images, or one JSON file), and label folders (``images/{split}`` with ``labels/{split}``, or
     ``{split}/images`` with ``{split}/labels``, or ``images`` with ``labels``; ``masks`` means ``labels``). A
     ``dataset.json`` may state name, task, dims, classes, ignore_index and voxel_size_um; options given here
     win; the rest is found from the files.
@@ -48,17 +48,17 @@ def open_dataset(
         path: Folder of the dataset, or a COCO JSON file.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"unlabelled"``.
         task: ``"instance"`` or ``"semantic"`` for label maps.
-        classes: Names by class index.
+        classes: Names by class index, for label maps.
         channels: ``"rgb"`` or ``"grey"`` to convert, None for as given.
         spatial_dims: 2 or 3.
         spacing: Size of a pixel or voxel per axis in array order, for files that do not say.
         ignore_value: Value in semantic files of what is neither learned nor scored.
-        val_fraction: Share of the images that becomes the val split when the dataset has none, drawn by
-            ``seed``.
+        val_fraction: Share of the images that becomes the val split when the dataset has none.
         seed: Seed of that draw.
         on_invalid: What ``CocoDataset`` does with annotations that cannot be used.
         percentiles: Those of ``Sample.intensity_range``.
-        **options: Others of ``CocoDataset`` or ``LabelFolder``, such as ``max_pixels``.
+        max_pixels: Limit on the pixels of a picture or page.
+        allow_missing_chunks: Accept Zarr arrays with chunks that were never written.
 
     Raises:
         DataError: If nothing is found, or what is found cannot be used.
@@ -66,39 +66,40 @@ def open_dataset(
     root = Path(path)
     stated = _read_description(root)
     layout = find_layout(root)
-    name = str(stated.get("name", root.stem))
-    common: dict[str, Any] = {"channels": channels, "percentiles": percentiles, "name": name, **options}
-    common["spacing"] = spacing if spacing is not None else stated.get("voxel_size_um", stated.get("spacing"))
-    chosen, part = _choose(layout, root, split, val_fraction)
+    chosen, part = _choose(layout, root, split)
+    common: dict[str, Any] = {
+        "channels": channels,
+        "percentiles": percentiles,
+        "max_pixels": max_pixels,
+        "name": str(stated.get("name", root.stem)),
+        "spacing": spacing if spacing is not None else stated.get("voxel_size_um", stated.get("spacing")),
+    }
     dataset: Dataset
-    if layout.kind == "coco":
-        if chosen.annotations is None:
-            raise DataError(f"{root}: split {split!r} has no annotation file")
+    if layout.kind == "coco" and chosen.annotations is not None:
         dataset = CocoDataset(chosen.images, chosen.annotations, on_invalid=on_invalid, **common)
-        _log_found(dataset, root, split, "COCO file", f"{chosen.annotations}")
+    elif layout.kind == "coco":
+        dataset = LabelFolder(chosen.images, None, **common)
     else:
+        reference = _choose(layout, root, "train")[0]
+        dims = int(spatial_dims or stated.get("dims") or _find_dims(reference.images))
         names = classes if classes is not None else stated.get("classes")
-        reference = _choose(layout, root, "train", val_fraction)[0]
-        dims = spatial_dims or stated.get("dims") or _find_dims(reference.images)
-        found = guess_labels(
+        values = guess_labels(
             reference.images,
             reference.annotations,
-            int(dims),
+            dims,
             task or stated.get("task"),
             list(names) if isinstance(names, (list, tuple)) else None,
             ignore_value if ignore_value is not None else stated.get("ignore_index"),
         )
-        dataset = LabelFolder(
-            chosen.images, chosen.annotations, spatial_dims=int(dims), unit=str(stated.get("unit", "um")),
-            **found, **common,
-        )  # fmt: skip
-        _log_found(dataset, root, split, "label maps", f"{chosen.annotations}")
+        common |= values | {"spatial_dims": dims, "allow_missing_chunks": allow_missing_chunks}
+        dataset = LabelFolder(chosen.images, chosen.annotations, unit=str(stated.get("unit", "um")), **common)
+    _log_found(dataset, split, chosen)
     if part is not None:
         dataset = _part(dataset, part, val_fraction, seed)
     return _labelled_only(dataset) if split in ("val", "test") else dataset
 
 
-def _choose(layout: Layout, root: Path, split: str, val_fraction: float) -> tuple[Split, str | None]:
+def _choose(layout: Layout, root: Path, split: str) -> tuple[Split, str | None]:
     """Return where a split lies, and ``"train"`` or ``"val"`` when it is a part drawn from there."""
     if split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -157,10 +158,16 @@ def _read_description(root: Path) -> dict[str, Any]:
     return content
 
 
-def _log_found(dataset: Dataset, root: Path, split: str, kind: str, where: str) -> None:
+def _log_found(dataset: Dataset, split: str, chosen: Split) -> None:
     data = dataset.metadata
     logger.info(
-        "%s, split %s: %d images with %s (%s); %s, %d-D, %d channels, classes: %s",
-        root, split, len(dataset), kind, where, data.task, data.spatial_dims, data.in_channels,
-        ", ".join(data.class_names[:12]),
-    )  # fmt: skip
+        "%s, split %s: %d images with %s; %s, %d-D, %d channels, classes: %s",
+        data.name,
+        split,
+        len(dataset),
+        f"annotations in {chosen.annotations}" if chosen.annotations else "no annotations",
+        data.task,
+        data.spatial_dims,
+        data.in_channels,
+        ", ".join(data.class_names[:12]) + (", ..." if len(data.class_names) > 12 else ""),
+    )

@@ -26,9 +26,9 @@ class RandomAffine(Transform):
     there, everything is interpolated once, and the cost is that of the patch.
 
     Args:
-        rotation: Largest angle in degrees, to both sides; one for all planes, or one per pair of axes: in 2-D
-            ``[yx]``, in 3-D ``[zy, zx, yx]``. For anisotropic volumes turn in the last plane only: ``[0, 0,
-            180]``.
+        rotation: Largest angle in degrees, to both sides. One number turns in the plane of the last two axes,
+            because most volumes are blurred differently along z; a list gives one per pair of axes: ``[yx]``,
+            or ``[zy, zx, yx]``.
         scale: Smallest and largest magnification, one draw for all axes.
         shear: Largest shear of each pair of axes, as a tangent.
         probability: Probability of a change; otherwise the patch is cut out exactly.
@@ -86,9 +86,10 @@ class RandomAffine(Transform):
     def _matrix(self, dims: int, generator: torch.Generator) -> Float[Tensor, "dims dims"]:
         """Draw the matrix that maps output offsets to input offsets in an isotropic frame."""
         planes = list(combinations(range(dims), 2))
-        limits = (
-            [self.rotation] * len(planes) if isinstance(self.rotation, (int, float)) else list(self.rotation)
-        )
+        if isinstance(self.rotation, (int, float)):
+            limits = [0.0] * (len(planes) - 1) + [float(self.rotation)]
+        else:
+            limits = list(self.rotation)
         if len(limits) != len(planes):
             raise ValueError(
                 f"rotation needs one angle, or {len(planes)} for the planes of a {dims}-D image, got {limits}"
