@@ -15,8 +15,8 @@ from pixvox.weights import load
 
 TINY = [
     "head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "data=shapes",
-    "data.train.task=semantic", "data.train.num_images=6", "data.val.num_images=2", "data.train.image_size=[32,40]",
-    "data.train.radius=[4,8]", "transforms=none", "image_size=[32,40]", "batch_size=2", "num_workers=0",
+    "data.train.task=semantic", "data.train.num_images=6", "data.val.num_images=2", "data.train.radius=[4,8]",
+    "data.train.image_size=[32,40]", "image_size=[32,40]", "transforms=none", "batch_size=2", "num_workers=0",
     "trainer.accelerator=cpu", "logger=none",
 ]  # fmt: skip
 

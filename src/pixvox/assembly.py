@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,21 @@ def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
     plain = resolved(config)
     parts = {name: plain[name] for name in MODEL_PARTS}
     facts = {name: plain[name] for name in ("spatial_dims", "in_channels", "num_classes")}
-    return Segmenter.from_config({**facts, "class_names": list(metadata.class_names), **parts})
+    names = list(metadata.class_names)
+    return Segmenter.from_config({**facts, "class_names": names, "inference": inference(plain), **parts})
+
+
+def inference(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how predict is to treat images: as the configuration says, else as they are evaluated.
+
+    Args:
+        config: A resolved configuration.
+    """
+    given = dict(config.get("inference") or {})
+    steps = (config.get("transforms") or {}).get("evaluation")
+    if given.get("resize") is None and steps and str(steps.get("_target_", "")).endswith("resize.Resize"):
+        given.update(resize=steps.get("mode", "fit"), size=steps["size"], max_size=steps.get("longest"))
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def check_task(segmenter: Segmenter, metadata: Metadata) -> None:

@@ -144,9 +144,9 @@ def data_make(
 
     made = make_dataset(kind.value, out, **_options(overrides))
     if as_json:
-        _print_json({"path": str(out), "made": _plain(made)})
+        _print_json({"path": str(made), "kind": kind.value})
     else:
-        typer.echo(f"made {kind.value} in {out}")
+        typer.echo(f"made {kind.value} in {made}")
 
 
 @data_app.command("check")
@@ -161,10 +161,10 @@ def data_check(
 
     report = check_dataset(path, **_options(overrides))
     if as_json:
-        _print_json(_plain(report))
+        _print_json(report.to_dict())
     else:
-        typer.echo(str(report))
-    if getattr(report, "errors", None):
+        typer.echo(str(report), err=not report.ok)
+    if not report.ok:
         raise typer.Exit(2)
 
 
@@ -228,7 +228,7 @@ def predict(
     """Segment images or volumes: label map, COCO file or table, and overlay for each."""
     from pixvox.prediction import predict_files
 
-    rows = predict_files(run, inputs, out, threshold)
+    rows = predict_files(run, inputs, out, score_threshold=threshold)
     if as_json:
         _print_json({"run": str(run), "out": str(out), "results": rows})
     else:
@@ -268,11 +268,6 @@ def _options(overrides: Sequence[str] | None) -> dict[str, Any]:
         raise ConfigError(f"{wrong[0]!r} is not an option: write key=value")
     container = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides or ())))
     return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
-
-
-def _plain(value: Any) -> Any:
-    """Return plain types of a report, for JSON."""
-    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def _print_json(content: Any) -> None:
@@ -315,19 +310,15 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
-        return _other_failure(error, debug)
+        return _other_failure(error)
     return code if isinstance(code, int) else 0
 
 
-def _other_failure(error: Exception, debug: bool) -> int:
-    """Show click's own errors as click does; let everything else be seen."""
-    import click
-
-    if isinstance(error, click.exceptions.Abort):
+def _other_failure(error: Exception) -> int:
+    """Show a wrong command line as typer does; let everything else be seen."""
+    if isinstance(error, typer.Abort):
         return 130
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, click.ClickException):
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's click exists under two names
         error.show()
-        return 2
+        return int(error.exit_code)
     raise error

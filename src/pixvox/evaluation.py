@@ -81,11 +81,11 @@ def visualize(
     model, datamodule, _ = _prepare(run, data, split, overrides, None)
     pairs: list[tuple[Segmentation, Segmentation]] = []
     for batch, predictions, _ in predictions_of(model, loader(datamodule, split)):
-        pairs += [(confident(p, threshold), t) for p, t in zip(predictions, batch.truths or (), strict=True)]
+        pairs += zip(predictions, batch.truths or (), strict=True)
         if len(pairs) >= num_images:
             break
     path = find_checkpoint(Path(run)).parent / "model_predictions_viz.png"
-    draw_predictions(pairs[:num_images], path=path, max_images=num_images)
+    draw_predictions(pairs, path, max_images=num_images, score_threshold=threshold)
     return path
 
 
@@ -109,15 +109,6 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def confident(result: Segmentation, threshold: float) -> Segmentation:
-    """Return a result without the objects below a score."""
-    from dataclasses import replace
-
-    if result.instances is None or result.instances.scores is None:
-        return result
-    return replace(result, instances=result.instances[result.instances.scores >= threshold])
 
 
 def loader(datamodule: DataModule, split: str) -> Any:

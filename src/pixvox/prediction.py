@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from pixvox.errors import DataError
-from pixvox.evaluation import confident, default_device
+from pixvox.evaluation import default_device
 from pixvox.structures import Segmentation
 
 
 def predict_files(
-    run: str | Path, inputs: Sequence[str | Path], out: str | Path, threshold: float | None = None
+    run: str | Path, inputs: Sequence[str | Path], out: str | Path, **options: Any
 ) -> list[dict[str, Any]]:
-    """Segment images, volumes and folders; write label map, COCO file or table, and overlay of each.
+    """Segment images, volumes and folders; write label map, COCO file, table and overlay of each.
 
     Args:
         run: A run folder or checkpoint.
         inputs: Files and folders.
         out: Folder for the results.
-        threshold: Objects with a lower score are left out, in [0, 1].
+        **options: Those of ``pixvox.inference.predictor.Predictor``, such as ``score_threshold``.
 
     Returns:
         For each image its source, what was found, and the files written.
@@ -30,26 +30,26 @@ def predict_files(
     Raises:
         DataError: If an input does not exist or cannot be read.
     """
+    from pixvox.inference.predictor import Predictor
     from pixvox.weights import load
 
     for path in inputs:
         if not Path(path).exists():
             raise DataError(f"{path}: there is no such file or folder")
-    model = load(run).to(default_device())
+    predictor = Predictor(load(run).to(default_device()), **options)
     rows: list[dict[str, Any]] = []
     for path in inputs:
-        found = model.predict(str(path))
-        for result in found if isinstance(found, list) else [found]:
-            result = result if threshold is None else confident(result, threshold)
-            files = result.save(out)
-            source = result.source or str(path)
-            rows.append({"source": source, "found": _found(result), "files": [str(file) for file in files]})
+        for result in predictor.stream(str(path)):
+            files = [str(file) for file in result.save(out)]
+            rows.append({"source": result.source or str(path), "found": describe(result), "files": files})
     return rows
 
 
-def _found(result: Segmentation) -> str:
+def describe(result: Segmentation) -> str:
+    """Say in a few words what was found."""
     if result.instances is not None:
-        return f"{len(result.instances)} objects"
-    classes = torch.unique(result.class_map).tolist() if result.class_map is not None else []
+        count = len(result.instances)
+        return f"{count} object{'' if count == 1 else 's'}"
+    classes = [] if result.class_map is None else torch.unique(result.class_map).tolist()
     names = [result.class_names[i] if i < len(result.class_names) else str(i) for i in classes]
     return ", ".join(names) or "nothing"

@@ -13,7 +13,7 @@ class FinalValidation(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask for a stop at the last step: Lightning validates before it stops, but not when steps run out."""
+        """Stop at the last step: Lightning validates before a stop, but not when steps run out."""
         if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
             trainer.check_val_every_n_epoch = 1
             trainer.should_stop = True
