@@ -26,6 +26,8 @@ def matches(predicted, true, scores, ignore=None, threshold=0.5):
 def test_each_prediction_takes_the_truth_it_overlaps_most():
     """The truths overlap each other; the better prediction leaves the second truth to the other one."""
     true = [[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]]
+    predicted = [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert matches(predicted, true, [0.9, 0.8])[0] == [True, True]
     predicted = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
     assert matches(predicted, true, [0.9, 0.8])[0] == [True, True]
     assert matches(predicted, true, [0.9, 0.8], threshold=0.75)[0] == [True, False]
