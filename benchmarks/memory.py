@@ -1,0 +1,113 @@
+"""Peak memory of a 3-D training step and of predicting an image with a thousand instances.
+
+    python benchmarks/memory.py [--json PATH]
+
+Each case runs in a process of its own; the figure is the growth of its peak resident memory over what it had after
+building model and data.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MIB = 2**20
+
+
+def forget_peak() -> float:
+    """Start a new peak (Linux only) and return the resident memory now, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_mib()
+
+
+def peak_mib() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def training_step() -> dict[str, float]:
+    """One forward, backward and optimiser step on a volume of 64 x 128 x 128 with 60 nuclei."""
+    import torch
+
+    from pixvox.configuration import compose
+    from pixvox.data.synthetic.nuclei3d import Nuclei3d
+    from pixvox.models import PARTS, OmegaConf
+    from pixvox.segmenter import Segmenter
+
+    overrides = ["experiment=embryos", "data=nuclei3d", "spatial_dims=3", "in_channels=1", "num_classes=1"]
+    config = compose("train", overrides)
+    model = Segmenter.from_config({part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS})
+    model = model.train().to(memory_format=torch.channels_last_3d)
+    sample = Nuclei3d(num_images=1, image_size=(64, 128, 128), count=(60, 60), radius=(4.0, 6.0))[0]
+    targets = [sample.targets()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    before, start = forget_peak(), time.process_time()
+    with torch.autocast("cpu", torch.bfloat16):
+        images = model.normalize(sample.image[None]).contiguous(memory_format=torch.channels_last_3d)
+        losses = model.loss(images, targets)
+    sum(losses.values()).backward()
+    optimizer.step()
+    return {
+        "instances": len(targets[0]),
+        "peak_growth_mib": peak_mib() - before,
+        "cpu_seconds": time.process_time() - start,
+        "canvases_mib": len(targets[0]) * sample.image.numel() / MIB,
+    }
+
+
+def thousand_instances() -> dict[str, float]:
+    """Predict an image of 2048 x 2048 with 1,000 instances; then label map, RLE and table of the result."""
+    import torch
+
+    from pixvox.models import create_model
+    from pixvox.structures import Geometry
+
+    size, count = (2048, 2048), 1000
+    torch.manual_seed(0)
+    model = create_model(
+        "maskrcnn", "simple", in_channels=1, backbone__channels=[16, 32, 64], backbone__strides=[4, 8, 16],
+        neck__out_channels=32, box_features=64, mask_channels=32, score_threshold=0.0, nms_threshold=1.0,
+        num_candidates=[count, count], num_proposals=[count, count], rpn_nms_threshold=1.0, detections_per_image=count,
+    ).eval()  # fmt: skip
+    images = torch.rand(1, 1, *size)
+    with torch.inference_mode():
+        outputs = model(images)
+        before, start = forget_peak(), time.process_time()
+        (result,) = model.postprocess(outputs, [Geometry.identity(size)])
+        result.label_map()
+        result.to_coco()
+    return {
+        "instances": len(result.instances),
+        "peak_growth_mib": peak_mib() - before,
+        "cpu_seconds": time.process_time() - start,
+        "canvases_mib": len(result.instances) * size[0] * size[1] / MIB,
+    }
+
+
+CASES = {"3-D training step": training_step, "2-D prediction, from raw outputs on": thousand_instances}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(CASES[arguments.case]()))
+        return
+    figures = {}
+    for case in CASES:
+        run = subprocess.run([sys.executable, __file__, "--case", case], stdout=subprocess.PIPE, text=True, check=True)
+        figures[case] = json.loads(run.stdout.splitlines()[-1])
+        shown = ", ".join(f"{name} {value:,.1f}" for name, value in figures[case].items())
+        print(f"{case}: {shown}")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(figures, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
