@@ -39,7 +39,9 @@ def training_step() -> dict[str, float]:
 
     overrides = ["experiment=embryos", "data=nuclei3d", "spatial_dims=3", "in_channels=1", "num_classes=1"]
     config = compose("train", overrides)
-    model = Segmenter.from_config({part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS})
+    model = Segmenter.from_config(
+        {part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS}
+    )
     model = model.train().to(memory_format=torch.channels_last_3d)
     sample = Nuclei3d(num_images=1, image_size=(64, 128, 128), count=(60, 60), radius=(4.0, 6.0))[0]
     targets = [sample.targets()]
@@ -100,7 +102,9 @@ def main() -> None:
         return
     figures = {}
     for case in CASES:
-        run = subprocess.run([sys.executable, __file__, "--case", case], stdout=subprocess.PIPE, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, __file__, "--case", case], stdout=subprocess.PIPE, text=True, check=True
+        )
         figures[case] = json.loads(run.stdout.splitlines()[-1])
         shown = ", ".join(f"{name} {value:,.1f}" for name, value in figures[case].items())
         print(f"{case}: {shown}")
