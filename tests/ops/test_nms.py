@@ -89,6 +89,13 @@ def test_groups_are_exact_at_large_coordinates():
     assert keep.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba", "torchvision"])
+def test_an_overlap_of_exactly_the_threshold_is_kept(backend):
+    boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]])
+    assert nms(boxes, torch.tensor([0.5, 0.4]), 0.5, backend).tolist() == [0, 1]
+    assert nms(boxes, torch.tensor([0.5, 0.4]), 0.499, backend).tolist() == [0]
+
+
 def test_boxes_without_volume_are_kept():
     boxes = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1]])
     for backend in ("torch", "numba", "torchvision"):

@@ -226,10 +226,9 @@ def _bin_matrices(
     """Return, for one axis, the matrix ``(bins, crop length)`` that averages each box's samples per bin."""
     extent = (high - low).clamp(min=1.0)
     bin_size = extent / bins
+    samples = bin_size.ceil().long()
     if sampling_ratio > 0:
-        samples = torch.full_like(low, sampling_ratio, dtype=torch.int64)
-    else:
-        samples = bin_size.ceil().long()
+        samples.fill_(sampling_ratio)
     box, tap = _ragged(samples * bins)
     bin_index, sample = tap // samples[box], tap % samples[box]
     place = low[box] + bin_index * bin_size[box] + (sample + 0.5) * bin_size[box] / samples[box]
