@@ -1,3 +1,4 @@
+import gc
 import tempfile
 
 import numpy as np
@@ -183,6 +184,11 @@ def test_damaged_image_is_replaced_counted_and_listed_when_asked(damaged, worker
     assert "2.png" in datamodule.bad_samples()[0]
     datamodule.teardown("fit")
     assert "1 unreadable images were skipped" in caplog.text
+    notes = [view._notes for view in datamodule._views]
+    assert all(note.exists() for note in notes)
+    del datamodule
+    gc.collect()
+    assert not any(note.exists() for note in notes)
 
 
 def test_evaluation_never_replaces_an_image(damaged):

@@ -12,7 +12,7 @@ from pixvox.data.datasets.open import open_dataset
 from pixvox.data.make import make_dataset
 from pixvox.data.synthetic.nuclei3d import Nuclei3d
 from pixvox.data.synthetic.shapes import Shapes
-from pixvox.errors import DataError
+from pixvox.errors import ConfigError, DataError, PixvoxError
 
 SHAPES = {"image_size": 48, "radius": (5, 9), "count": (1, 3)}
 NUCLEI = {"image_size": (8, 20, 24), "count": (2, 4)}
@@ -107,10 +107,15 @@ def test_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"sides": 3}, "sides"), ({"overlap": 3.0}, "0..1"), ({"num_train": 0}, "at least 1")],
+    [
+        ({"overlp": 0.3}, "did you mean overlap"),
+        ({"image_size": "abc"}, "image_size=abc: it takes"),
+        ({"overlap": 3.0}, "0..1"),
+        ({"num_train": 0}, "at least 1"),
+    ],
 )
 def test_wrong_options_of_make_are_users_errors(tmp_path, options, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(PixvoxError, match=message):
         make_dataset("shapes", tmp_path / "d", **options)
     assert list(tmp_path.iterdir()) == []
 
@@ -185,6 +190,11 @@ def test_label_outside_the_classes_is_an_error(tmp_path):
     Image.fromarray(np.full((48, 48), 9, np.uint8)).save(label)
     report = check_dataset(folder)
     assert any("label value 9" in error and label.name in error for error in report.errors)
+
+
+def test_an_unknown_option_of_check_is_refused_with_the_nearest(dataset):
+    with pytest.raises(ConfigError, match="val_fraction"):
+        check_dataset(dataset, val_fracton=0.3)
 
 
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path):

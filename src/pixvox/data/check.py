@@ -17,6 +17,7 @@ from pixvox.data.datasets.open import open_dataset
 from pixvox.data.images import read_image
 from pixvox.data.loading import read_sample
 from pixvox.data.metadata import Metadata
+from pixvox.data.options import check_options
 from pixvox.data.sample import Sample
 from pixvox.errors import DataError
 
@@ -105,7 +106,11 @@ def check_dataset(path: str | Path, **options: Any) -> Report:
     Args:
         path: The dataset.
         **options: Those of ``open_dataset``; ``on_invalid="drop"`` turns invalid annotations into warnings.
+
+    Raises:
+        ConfigError: If an option is unknown or of another type.
     """
+    check_options(options, open_dataset, given=("path", "split"))
     report = Report(str(path))
     try:
         names = split_names(path)

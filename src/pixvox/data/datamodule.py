@@ -15,6 +15,7 @@ from pixvox.data.collate import Collate
 from pixvox.data.dataset import Concatenation, Dataset, Subset, seeded_subset
 from pixvox.data.loading import EpochSampler, EvaluationView, TrainingView
 from pixvox.data.metadata import Metadata
+from pixvox.data.options import check_options
 from pixvox.data.transforms.compose import Transform
 from pixvox.errors import DataError
 from pixvox.structures import Batch
@@ -195,6 +196,7 @@ def _open_splits(
     from pixvox.data.datasets.layout import split_names
     from pixvox.data.datasets.open import open_dataset
 
+    check_options(options, open_dataset, given=("path", "split"))
     options.setdefault("seed", seed)
     found = split_names(path)
     train = open_dataset(path, "train", **options)

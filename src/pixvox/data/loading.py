@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,7 @@ class TrainingView(TorchDataset[Sample]):
             handle, name = tempfile.mkstemp(prefix="pixvox_skipped_", suffix=".txt")
             os.close(handle)
             self._notes = Path(name)
+            weakref.finalize(self, _remove, os.getpid(), self._notes)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -129,6 +131,12 @@ class TrainingView(TorchDataset[Sample]):
         if self._notes is None or not self._notes.exists():
             return []
         return sorted(set(self._notes.read_text().splitlines()))
+
+
+def _remove(pid: int, notes: Path) -> None:
+    """Remove the notes when the process that made them is done; its workers must not."""
+    if os.getpid() == pid:
+        notes.unlink(missing_ok=True)
 
 
 class EvaluationView(TorchDataset["tuple[Sample, Segmentation | None]"]):

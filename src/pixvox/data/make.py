@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from pixvox.data.options import check_options
 from pixvox.data.synthetic.nuclei3d import Nuclei3d
 from pixvox.data.synthetic.shapes import Shapes
 from pixvox.errors import DataError
@@ -47,7 +48,8 @@ def make_dataset(
         The folder.
 
     Raises:
-        DataError: If ``out`` holds something already, or an option is unknown or out of range.
+        ConfigError: If an option is unknown or of another type.
+        DataError: If ``out`` holds something already, or an option is out of range.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -58,6 +60,7 @@ def make_dataset(
         raise DataError(f"format must be 'tiff' or 'zarr', got {format!r}")
     if num_train < 1 or num_val < 0:
         raise DataError(f"num_train must be at least 1 and num_val at least 0, got {num_train} and {num_val}")
+    check_options(options, Shapes if kind == "shapes" else Nuclei3d, given=("num_images", "seed"))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -70,7 +73,7 @@ def make_dataset(
                     _write_shapes(Shapes(count, split_seed, **options), partial, split)
                 else:
                     _write_nuclei(Nuclei3d(count, split_seed, **options), partial, split, format)
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise DataError(f"{kind}: {error}") from error
         partial.chmod(0o755)  # a temporary folder is private
         if out.exists():

@@ -171,6 +171,22 @@ def test_files_that_are_not_coco_are_refused(tmp_path, text):
         CocoDataset(tmp_path, tmp_path / "index.json")
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        [1, 2],
+        annotation(image=[7]),
+        annotation(category={"id": 5}),
+        annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": ["a", 3]}),
+        annotation(segmentation={"size": None, "counts": [3]}),
+    ],
+)
+def test_entries_of_another_form_are_users_errors(write, entry):
+    with pytest.raises(DataError, match=r"index\.json"):
+        write([entry])
+
+
 def test_grey_pictures_among_coloured_ones_become_rgb(write, tmp_path):
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "b.png")
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]

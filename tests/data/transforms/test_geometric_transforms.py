@@ -76,6 +76,16 @@ def test_warp_at_the_pixels_themselves_is_identity(size):
     assert torch.allclose(same.image, sample.image, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_labels_come_from_the_nearest_pixel(size):
+    sample = coded(size)
+    for shift in (-0.4, 0.4):
+        assert torch.equal(warp(sample, pixel_grid(size) + shift).layers, sample.layers)
+    inner = (slice(None), *[slice(0, -1)] * len(size))
+    moved = warp(sample, pixel_grid(size) + 0.6).layers[inner]
+    assert torch.equal(moved, sample.layers[(slice(None), *[slice(1, None)] * len(size))])
+
+
 def test_places_outside_are_background_and_ignored():
     sample = Sample(
         torch.full((1, 2, 2), 9.0), class_map=torch.ones(2, 2, dtype=torch.int64), ignore_index=77,

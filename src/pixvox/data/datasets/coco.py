@@ -84,7 +84,10 @@ class CocoDataset(Dataset):
             raise ValueError(f"on_invalid must be 'raise' or 'drop', got {on_invalid!r}")
         self.file = Path(annotations)
         self.on_invalid = on_invalid
-        index = _Index(self.file, Path(images), on_invalid)
+        try:
+            index = _Index(self.file, Path(images), on_invalid)
+        except (TypeError, KeyError, AttributeError) as error:  # lists where objects belong, and the like
+            raise DataError(f"{self.file} is not a COCO file: an entry has another form ({error})") from error
         self.entries = index.entries
         self.dropped: dict[str, int] = dict(index.dropped)
         self.category_ids = index.category_ids
