@@ -83,20 +83,24 @@ def open_dataset(
         reference = _choose(layout, root, "train")[0]
         dims = int(spatial_dims or stated.get("dims") or _find_dims(reference.images))
         names = classes if classes is not None else stated.get("classes")
-        values = guess_labels(
-            reference.images,
-            reference.annotations,
-            dims,
-            task or stated.get("task"),
-            list(names) if isinstance(names, (list, tuple)) else None,
-            ignore_value if ignore_value is not None else stated.get("ignore_index"),
-        )
+        ignored = ignore_value if ignore_value is not None else stated.get("ignore_index")
+        values = _describe_labels(reference, dims, task or stated.get("task"), names, ignored)
         common |= values | {"spatial_dims": dims, "allow_missing_chunks": allow_missing_chunks}
         dataset = LabelFolder(chosen.images, chosen.annotations, unit=str(stated.get("unit", "um")), **common)
     _log_found(dataset, split, chosen)
     if part is not None:
         dataset = _part(dataset, part, val_fraction, seed)
     return _labelled_only(dataset) if split in ("val", "test") else dataset
+
+
+def _describe_labels(
+    split: Split, dims: int, task: Task | None, names: Any, ignored: int | None
+) -> dict[str, Any]:
+    """Return what is known and what must be guessed of label values, always from the train split."""
+    listed = (
+        list(names) if isinstance(names, (list, tuple)) else None
+    )  # dataset.json may describe them in words
+    return guess_labels(split.images, split.annotations, dims, task, listed, ignored)
 
 
 def _choose(layout: Layout, root: Path, split: str) -> tuple[Split, str | None]:
