@@ -24,7 +24,7 @@ def create_model(
     in_channels: int = 3,
     pretrained: bool = False,
     neck: str | None = None,
-    normalizer: str | None = None,
+    normalizer: str = "percentile",
     class_names: Sequence[str] = (),
     config_dir: str | Path | None = None,
     **overrides: Any,
@@ -39,7 +39,7 @@ def create_model(
         in_channels: Channels of the images.
         pretrained: Load published weights of the backbone.
         neck: Overrides the neck that the head's configuration names.
-        normalizer: ``"percentile"`` or ``"imagenet"``; by default percentile, with ``pretrained`` imagenet.
+        normalizer: ``"percentile"`` of each image, or ``"imagenet"`` for frozen pretrained backbones.
         class_names: Names by class index.
         config_dir: A folder with configurations of further parts.
         overrides: Arguments of the head, such as ``detections_per_image=100``; with a double underscore
@@ -55,7 +55,7 @@ def create_model(
     """
     chosen = [f"head={head}", f"backbone={backbone}"]
     chosen += [f"neck={neck}"] if neck else []
-    chosen += [f"normalizer={normalizer or ('imagenet' if pretrained else 'percentile')}"]
+    chosen += [f"normalizer={normalizer}"]
     plain = {
         "num_classes": num_classes, "spatial_dims": spatial_dims, "in_channels": in_channels,
         "pretrained": pretrained,

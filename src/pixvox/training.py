@@ -128,6 +128,7 @@ def _train(config: DictConfig, run: RunFolder | None, origin: dict[str, Any]) ->
         datamodule = build_datamodule(config)
         complete(config, datamodule.metadata)
         segmenter = build_segmenter(config, datamodule.metadata)
+        datamodule.size_divisor = segmenter.size_divisor
         check_task(segmenter, datamodule.metadata)
         metrics = build_metrics(config, datamodule.metadata)
         monitor, mode = monitored(metrics)

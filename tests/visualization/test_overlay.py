@@ -130,13 +130,13 @@ def test_mosaic_has_square_pixels():
 
 @pytest.mark.parametrize("size", [(12, 16), (3, 12, 16)])
 def test_plot_is_a_figure_of_its_own(size, tmp_path):
-    import sys
+    from matplotlib import _pylab_helpers
 
     figure = plot(cells(size), title="two cells")
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
     assert figure.get_suptitle() == "two cells"
-    assert "matplotlib.pyplot" not in sys.modules
+    assert not _pylab_helpers.Gcf.figs, "pyplot keeps no reference to it"
 
 
 def test_captions_say_class_and_score():
