@@ -30,6 +30,30 @@ def test_every_head_runs_and_differentiates_on_an_odd_size(head, backbone, dims)
     assert results[0].size == size
 
 
+@pytest.mark.parametrize("head", list_heads())
+@pytest.mark.parametrize("size", [(33, 61), (13, 33, 47)])
+def test_results_are_the_same_whoever_pads_the_image(head, size):
+    small = {"neck__out_channels": 16, "box_features": 16, "mask_channels": 8, "score_threshold": 0.0}
+    options = {**small, "detections_per_image": 9} if head == "maskrcnn" else {}
+    torch.manual_seed(0)
+    model = create_model(
+        head, "simple", num_classes=2, spatial_dims=len(size), in_channels=1, **options
+    ).eval()
+    image = torch.randn(1, 1, *size)
+    padded_size = tuple(-(-n // d) * d for n, d in zip(size, model.size_divisor, strict=True))
+    padded = torch.zeros(1, 1, *padded_size)
+    padded[(..., *(slice(n) for n in size))] = image
+    with torch.no_grad():
+        (inside,) = model.postprocess(model(image), [pixvox.Geometry.identity(size)])
+        (outside,) = model.postprocess(
+            model(padded, valid_sizes=torch.tensor([size])), [pixvox.Geometry(padded_size, size, size)]
+        )
+    if model.task == "instance":
+        assert len(inside.instances) > 0
+        assert torch.allclose(inside.instances.boxes, outside.instances.boxes, atol=1e-3)
+    assert (inside.label_map() != outside.label_map()).float().mean() < 1e-3
+
+
 def test_lists_know_tasks_and_dimensions():
     assert list_heads(task="semantic") == [
         h for h in list_heads() if create_model(h, "simple").task == "semantic"

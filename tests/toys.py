@@ -35,9 +35,8 @@ class ToySemanticHead(Head):
         self.classify = conv(spatial_dims, in_channels[0], num_classes, 1)
 
     def forward(self, features, targets=None):
-        size = features.extras["output_size"]
-        logits = resize(self.classify(features.levels[0]), features.input_size)
-        return {"logits": logits[(..., *(slice(length) for length in size))]}
+        logits = resize(self.classify(features.levels[0]), features.padded_size)
+        return {"logits": logits[(..., *(slice(length) for length in features.input_size))]}
 
     def loss(self, outputs, targets):
         return {"cross_entropy": F.cross_entropy(outputs["logits"], targets, ignore_index=255)}
@@ -70,6 +69,7 @@ class ToyQueryHead(Head):
             "boxes": self.boxes(context).sigmoid(),
             "mask_logits": torch.einsum("bqc,bc...->bq...", context, level),
             "input_size": features.input_size,
+            "padded_size": features.padded_size,
         }
 
     def loss(self, outputs, targets):
@@ -87,7 +87,7 @@ class ToyQueryHead(Head):
             canvas = (len(instances), *masks.shape[1:])
             truth = torch.zeros(canvas)
             if len(instances):
-                dense = torch.zeros((len(instances), *size))
+                dense = torch.zeros((len(instances), *outputs["padded_size"]))
                 inner = (slice(None), *(slice(n) for n in instances.masks.size))
                 dense[inner] = instances.masks.dense().float()
                 truth = resize(dense[:, None], masks.shape[1:])[:, 0]
@@ -101,7 +101,7 @@ class ToyQueryHead(Head):
         results = []
         for i, geometry in enumerate(geometries):
             scores, labels = outputs["class_logits"][i].softmax(-1)[:, :-1].max(-1)
-            full = resize(outputs["mask_logits"][i][None], outputs["input_size"])[0]
+            full = resize(outputs["mask_logits"][i][None], outputs["padded_size"])[0]
             full = full[(slice(None), *(slice(n) for n in geometry.valid_size))]
             masks = Masks.from_dense(resize(full[None], geometry.original_size)[0] > 0)
             results.append(

@@ -100,9 +100,7 @@ class Segmenter(nn.Module):
             valid_sizes = torch.tensor([images.shape[2:]] * images.shape[0], device=images.device)
         padded = _pad_to_multiple(images, self.size_divisor)
         levels = self.neck(self.backbone(padded))
-        return Features(
-            tuple(levels), self.neck.strides, padded, valid_sizes, {"output_size": images.shape[2:]}
-        )
+        return Features(tuple(levels), self.neck.strides, padded, tuple(images.shape[2:]), valid_sizes)
 
     def loss(
         self, images: Tensor, targets: Targets, valid_sizes: Int[Tensor, "batch dims"] | None = None

@@ -338,7 +338,8 @@ class Features:
     Args:
         levels: Feature maps ``(batch, channels, *spatial)``, finest first.
         strides: Input pixels per feature pixel, per level and per axis in array order.
-        images: The normalised images that the levels were computed from.
+        images: The normalised images that the levels were computed from, padded to what the backbone needs.
+        input_size: Size of the images as they were given, in array order: the frame of targets and outputs.
         valid_sizes: The part of each image that is not padding, in array order.
         extras: Named by-products of a backbone, such as pooling indices.
     """
@@ -346,12 +347,13 @@ class Features:
     levels: tuple[Tensor, ...]
     strides: tuple[Size, ...]
     images: Float[Tensor, "batch channels *spatial"]
+    input_size: Size
     valid_sizes: Int[Tensor, "batch dims"]
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def input_size(self) -> Size:
-        """Size of the padded images, in array order."""
+    def padded_size(self) -> Size:
+        """Size of the images that the levels were computed from, in array order."""
         return tuple(self.images.shape[2:])
 
 

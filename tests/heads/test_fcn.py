@@ -7,15 +7,14 @@ from pixvox.losses.dice import Dice
 from pixvox.structures import Features, Geometry, Instances
 
 
-def _features(size, levels=((4, 4), (8, 8)), output_size=None):
+def _features(size, levels=((4, 4), (8, 8))):
     torch.manual_seed(0)
     strides = tuple(tuple(level) for level in levels)
     maps = tuple(
         torch.randn(2, 8 * (i + 1), *(n // s for n, s in zip(size, stride, strict=True)))
         for i, stride in enumerate(strides)
     )
-    extras = {"output_size": output_size or size}
-    return Features(maps, strides, torch.zeros(2, 1, *size), torch.tensor([output_size or size] * 2), extras)
+    return Features(maps, strides, torch.zeros(2, 1, *size), size, torch.tensor([size] * 2))
 
 
 def test_on_one_level_equals_torchvisions_with_its_weights():
@@ -42,9 +41,12 @@ def test_volume_of_one_slice_equals_the_image():
     deep.load_state_dict(state)
     features = _features((40, 56))
     volume = Features(
-        tuple(level[:, :, None] for level in features.levels), ((1, 4, 4), (1, 8, 8)), features.images[:, :,
-        None], torch.tensor([[1, 40, 56]] * 2), {"output_size": (1, 40, 56)},
-    )  # fmt: skip
+        tuple(level[:, :, None] for level in features.levels),
+        ((1, 4, 4), (1, 8, 8)),
+        features.images[:, :, None],
+        (1, 40, 56),
+        torch.tensor([[1, 40, 56]] * 2),
+    )
     assert torch.allclose(deep(volume)["logits"][:, :, 0], flat(features)["logits"], atol=1e-5)
 
 

@@ -33,7 +33,7 @@ def _features(size, levels=1, batch=2, seed=0):
     grid = tuple(-(-n // 4) for n in size)
     maps = tuple(torch.randn(batch, CHANNELS, *grid, generator=generator) for _ in range(levels))
     images = torch.zeros(batch, 1, *size)
-    return Features(maps, ((4,) * len(size),) * levels, images, torch.tensor([size] * batch))
+    return Features(maps, ((4,) * len(size),) * levels, images, size, torch.tensor([size] * batch))
 
 
 def _lift(value, like, name):
@@ -70,7 +70,7 @@ def _volume(features):
     size = (1, *features.images.shape[2:])
     maps = tuple(level[:, :, None] for level in features.levels)
     return Features(
-        maps, ((1, 4, 4),), features.images[:, :, None], torch.tensor([size] * len(features.images))
+        maps, ((1, 4, 4),), features.images[:, :, None], size, torch.tensor([size] * len(features.images))
     )
 
 
@@ -133,7 +133,9 @@ def test_permuting_the_axes_permutes_the_detections(order):
     turned_size = tuple(size[o] for o in order)
     axes = (0, 1, *(2 + o for o in order))
     maps = tuple(level.permute(axes).contiguous() for level in features.levels)
-    rotated = Features(maps, ((4, 4, 4),), torch.zeros(1, 1, *turned_size), torch.tensor([turned_size]))
+    rotated = Features(
+        maps, ((4, 4, 4),), torch.zeros(1, 1, *turned_size), turned_size, torch.tensor([turned_size])
+    )
     with torch.no_grad():
         (expected,) = head.postprocess(head(features), [Geometry.identity(size)])
         (result,) = turned.postprocess(turned(rotated), [Geometry.identity(turned_size)])

@@ -79,9 +79,8 @@ class FCN(Head):
         while fine_to_coarse:
             finer = fine_to_coarse.pop()
             scores = finer + resize(scores, finer.shape[2:])
-        logits = resize(scores, features.input_size)
-        output_size = features.extras.get("output_size", features.input_size)
-        for axis, length in enumerate(output_size):
+        logits = resize(scores, features.padded_size)
+        for axis, length in enumerate(features.input_size):
             logits = logits.narrow(axis + 2, 0, length)
         return {"logits": logits, "valid_sizes": features.valid_sizes}
 

@@ -77,7 +77,7 @@ class RegionProposalNetwork(nn.Module):
             objectness.append(_flatten_anchors(self.objectness(hidden), 1)[..., 0])
             deltas.append(_flatten_anchors(self.deltas(hidden), 2 * level.dim() - 4))
         sizes = [tuple(level.shape[2:]) for level in features.levels]
-        anchors = self.anchors(sizes, features.input_size, features.images.device)
+        anchors = self.anchors(sizes, features.padded_size, features.images.device)
         counts = [len(boxes) for boxes in anchors]
         outputs: dict[str, Any] = {
             "objectness": torch.cat(objectness, dim=1),
