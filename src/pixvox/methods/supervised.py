@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixvox.errors import ConfigError
+from pixvox.layers import memory_format
 from pixvox.methods.typing import OptimizerFactory, SchedulerFactory, Scores
 from pixvox.optimizers.parameter_groups import parameter_groups
 from pixvox.segmenter import Segmenter
@@ -61,8 +62,9 @@ class Supervised(pl.LightningModule):
         self.learning_rate = _peak(optimizer) if learning_rate is None else learning_rate
         self.backbone_learning_rate_factor = backbone_learning_rate_factor
         self.decay_norms_and_biases = decay_norms_and_biases
-        formats = {2: torch.channels_last, 3: torch.channels_last_3d}
-        self.memory_format = formats[segmenter.spatial_dims] if channels_last else torch.contiguous_format
+        self.memory_format = (
+            memory_format(segmenter.spatial_dims) if channels_last else torch.contiguous_format
+        )
         if channels_last:
             _to_memory_format(segmenter, self.memory_format, segmenter.spatial_dims + 2)
         self._since: tuple[float, int] | None = None
