@@ -22,12 +22,43 @@ def test_every_head_runs_and_differentiates_on_an_odd_size(head, backbone, dims)
     targets = labels if model.task == "semantic" else [pixvox.Instances(masks=m) for m in labels]
     losses = model.loss(torch.randn(2, 2, *size), targets)
     sum(losses.values()).backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    _check_gradients(model)
+    for part in (model.backbone, model.neck, model.head):
+        grads = [p.grad.abs().sum() for p in part.parameters()]
+        assert not grads or max(grads) > 0
     assert model.backbone.network.conv1.weight.grad.abs().sum() > 0 if backbone == "resnet18" else True
     model.eval()
     with torch.no_grad():
         results = model.postprocess(model(torch.randn(1, 2, *size)), [pixvox.Geometry.identity(size)])
     assert results[0].size == size
+
+
+@pytest.mark.parametrize("head", list_heads())
+@pytest.mark.parametrize("size", [(33, 61), (13, 33, 47)])
+@pytest.mark.parametrize("ignored", [False, True], ids=["empty", "ignored"])
+def test_images_with_nothing_to_learn_give_finite_losses_and_every_gradient(head, size, ignored):
+    small = {"neck__out_channels": 16, "box_features": 16, "mask_channels": 8} if head == "maskrcnn" else {}
+    model = create_model(head, "simple", num_classes=2, spatial_dims=len(size), in_channels=1, **small)
+    if model.task == "semantic":
+        targets = torch.full((2, *size), 255 if ignored else 0)
+    elif ignored:
+        crowd = torch.zeros(size, dtype=torch.int64)
+        crowd[tuple(slice(4, 12) for _ in size)] = 1
+        targets = [pixvox.Instances(masks=crowd, ignore=torch.tensor([True]))] * 2
+    else:
+        targets = [pixvox.Instances.empty(size)] * 2
+    losses = model.loss(torch.randn(2, 1, *size), targets)
+    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    _check_gradients(model)
+
+
+def _check_gradients(model):
+    """Every trainable parameter has a finite gradient: none is left out, which parallel training refuses."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
 
 
 @pytest.mark.parametrize("head", list_heads())

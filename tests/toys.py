@@ -39,7 +39,8 @@ class ToySemanticHead(Head):
         return {"logits": logits[(..., *(slice(length) for length in features.input_size))]}
 
     def loss(self, outputs, targets):
-        return {"cross_entropy": F.cross_entropy(outputs["logits"], targets, ignore_index=255)}
+        total = F.cross_entropy(outputs["logits"], targets, ignore_index=255, reduction="sum")
+        return {"cross_entropy": total / world_mean((targets != 255).sum())}
 
     def postprocess(self, outputs, geometries):
         maps = [
@@ -119,12 +120,18 @@ def toy_segmenter(kind, spatial_dims=2, num_classes=2):
 
 
 def toy_targets(kind, size, batch=2, empty=False):
-    """Targets for ``batch`` images: a bright corner of class 1, or nothing."""
+    """Targets for ``batch`` images: a bright corner of class 1, or nothing to learn from."""
     label_map = torch.zeros(size, dtype=torch.int64)
     if not empty:
         label_map[tuple(slice(1, n // 2) for n in size)] = 1
     if kind == "semantic":
-        return torch.stack([label_map] * batch)
+        return torch.stack([label_map.fill_(255) if empty else label_map] * batch)
     if empty:
         return [Instances.empty(size) for _ in range(batch)]
     return [Instances(masks=label_map, labels=torch.tensor([1])) for _ in range(batch)]
+
+
+def toy_batches(kind, size=(16, 24)):
+    """Images and targets of two processes: three images with annotations, and two without."""
+    images = torch.randn(5, 1, *size, generator=torch.Generator().manual_seed(1))
+    return [(images[:3], toy_targets(kind, size, 3)), (images[3:], toy_targets(kind, size, 2, empty=True))]

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,63 @@ def test_noise_adds_nothing_to_the_truth():
     calm, noisy = Shapes(1, noise=0.0), Shapes(1, noise=30.0)
     assert torch.equal(calm[0].layers, noisy[0].layers)
     assert not torch.equal(calm[0].image, noisy[0].image)
+
+
+def _local_variance(image, inside):
+    """Return the mean over the 3 x 3 windows that lie inside of a mask of the grey levels' variance."""
+    windows = image.unfold(1, 3, 1).unfold(2, 3, 1).flatten(-2).var(-1)
+    whole = inside.unfold(0, 3, 1).unfold(1, 3, 1).flatten(-2).all(-1)
+    assert whole.any()
+    return windows[:, whole].mean()
+
+
+def test_texture_gives_shapes_grain_and_the_ground_waves():
+    variances = {}
+    for texture in (0.0, 20.0, 40.0):
+        sample = Shapes(1, 0, image_size=64, count=(1, 1), radius=(12, 16), noise=0.0, texture=texture)[0]
+        shapes = sample.layers[0] > 0
+        variances[texture] = [_local_variance(sample.image, part) for part in (shapes, ~shapes)]
+        # The grain's deviation is a quarter of the texture; what is cut at black and white has less.
+        assert variances[texture][0] <= 1.2 * (texture / 4) ** 2
+    grain, waves = zip(*(variances[texture] for texture in (0.0, 20.0, 40.0)), strict=True)
+    assert grain[0] == waves[0] == 0
+    assert 10 < grain[1] < grain[2]
+    assert 1 < waves[1] < waves[2]
+
+
+def _autocorrelation(volume, axis, lag):
+    """Return the correlation of a volume with itself, some voxels further along an axis."""
+    length = volume.shape[axis] - lag
+    pairs = torch.stack(
+        [volume.narrow(axis, 0, length).flatten(), volume.narrow(axis, lag, length).flatten()]
+    )
+    return float(pairs.corrcoef()[0, 1])
+
+
+@pytest.mark.parametrize("count", [(0, 0), (20, 20)], ids=["ground", "nuclei"])
+def test_blur_is_longer_along_depth_than_in_the_plane(count):
+    clean = {"photons": 20_000.0, "attenuation": 0.0, "stripes": 0.0, "read_noise": 0.0, "offset": 0.0}
+    nuclei = Nuclei3d(1, 0, image_size=(40, 40, 40), spacing=(1, 1, 1), count=count, radius=(3, 3), **clean)
+    image, lag = nuclei[0].image[0], 2
+    z, y, x = (_autocorrelation(image, axis, lag) for axis in range(3))
+    assert z > max(y, x) + 0.05
+    if count == (0, 0):  # chromatin of 1.5 um alone, blurred by 2 um along z and 0.8 um across
+        for found, blur in ((z, 2.0), (y, 0.8), (x, 0.8)):
+            assert found == pytest.approx(np.exp(-(lag**2) / (4 * (1.5**2 + blur**2))), abs=0.06)
+
+
+def test_photon_noise_has_the_variance_of_its_mean():
+    options = {"offset": 0.0, "read_noise": 0.0, "image_size": (20, 48, 48), "count": (12, 12)}
+    # The same light twice; with very many photons the counts tell what it was.
+    light = Nuclei3d(1, 0, photons=20_000.0, **options)[0].image / 20_000.0
+    for photons in (10.0, 100.0):
+        expected = photons * light
+        noise = Nuclei3d(1, 0, photons=photons, **options)[0].image - expected
+        borders = expected.quantile(torch.tensor([0.5, 0.75, 0.9, 1.0]))
+        for low, high in pairwise(borders.tolist()):
+            among = (expected >= low) & (expected < high)
+            assert float(noise[among].var()) == pytest.approx(float(expected[among].mean()), rel=0.1)
+        assert borders[-1] > 5 * borders[0]
 
 
 def test_nuclei_touch():
