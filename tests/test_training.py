@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from pixvox.assembly import logged_name
 from pixvox.configuration import compose
 from pixvox.errors import ConfigError, WeightsError
+from pixvox.heads.fcn import FCN
 from pixvox.run_folder import find_run
 from pixvox.training import train
 from pixvox.weights import load
@@ -144,6 +146,41 @@ def test_fast_dev_run_goes_through_everything_once(tmp_path):
     assert run.summary["steps"] == 1
     assert (run.dir / "checkpoints" / "best.ckpt").exists()
     assert (run.dir / "val_predictions.png").exists()
+
+
+def test_two_steps_in_bfloat16_have_finite_losses_and_float32_weights(tmp_path, monkeypatch):
+    seen = []
+    forward = FCN.forward
+
+    def spy(head, features, targets=None):
+        outputs = forward(head, features, targets)
+        seen.append(outputs["logits"].dtype)
+        return outputs
+
+    monkeypatch.setattr(FCN, "forward", spy)
+    run = train([*TINY, "max_steps=2", "precision=bf16-mixed"], runs_dir=str(tmp_path))
+    assert torch.bfloat16 in seen
+    assert run.summary["steps"] == 2
+    losses = [
+        float(row[f"{part}/loss"])
+        for row in rows_of(run.dir)
+        for part in ("train", "val")
+        if row[f"{part}/loss"]
+    ]
+    assert len(losses) >= 2
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(value.dtype == torch.float32 for value in run.model().parameters())
+
+
+def test_tensorboard_gets_the_losses_of_a_run(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    overrides = [text for text in TINY if not text.startswith("logger=")]
+    run = train([*overrides, "logger=tensorboard", "max_steps=2"], runs_dir=str(tmp_path))
+    (events,) = (run.dir / "tensorboard").glob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    assert {"train/loss", "val/loss", "val/mIoU"} <= set(accumulator.Tags()["scalars"])
+    assert math.isfinite(accumulator.Scalars("val/loss")[-1].value)
 
 
 def test_steps_count_optimizer_steps_under_accumulation(tmp_path):
