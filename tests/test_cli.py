@@ -28,7 +28,10 @@ def folder(tmp_path_factory):
 
 
 def last_object(capsys):
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1], parse_constant=refuse)
 
 
 def test_help_does_not_import_torch():
@@ -55,6 +58,11 @@ def test_every_command_has_help(command, capsys):
         (["predict", "/no/such/run", "/no/such.png"], "/no/such.png"),
         (["visualize", "/no/such/run"], "/no/such/run"),
         (["data", "check", "/no/such/data"], "/no/such/data"),
+        (["data", "check", "/no/such/data", "task=[1"], "'task=[1' cannot be read"),
+        (["data", "make", "shapes", "--out", "/dev/null/data"], "/dev/null"),
+        (["train", *TINY, "early_stopping.patience=2", "early_stopping.monitor=foo"], "monitor=foo"),
+        (["train", *TINY, "image_size=[8,32,40]"], "one per axis"),
+        (["train", *TINY, "run_dir=/dev"], "run_dir=/dev exists already"),
         (["tarin"], "tarin"),
         (["train", "--no-such-option"], "no-such-option"),
     ],
@@ -213,3 +221,33 @@ def test_signal_saves_the_state_and_gives_its_exit_code(number, code, tmp_path):
     state = torch.load(tmp_path / "last" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] > 0
     assert json.loads((tmp_path / "last" / "summary.json").read_text())["status"].startswith("interrupted")
+
+
+def test_undefined_scores_are_null_in_json(capsys):
+    from pixvox.cli import _print_json
+
+    _print_json({"AP": float("nan"), "classes": [float("inf"), 1.0]})
+    assert last_object(capsys) == {"AP": None, "classes": [None, 1.0]}
+
+
+def test_images_of_one_name_keep_their_results_apart(folder, tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    files = [tmp_path / name / "a.png" for name in ("left", "right")]
+    for file in files:
+        file.parent.mkdir()
+        Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(file)
+    out = tmp_path / "out"
+    assert run(["predict", str(folder), *map(str, files), "--out", str(out), "--json"]) == 0
+    written = [file for row in last_object(capsys)["results"] for file in row["files"]]
+    assert len(set(written)) == len(written)
+    assert {path.name for path in out.glob("*_labels.png")} == {"a_labels.png", "a_2_labels.png"}
+    assert run(["predict", str(folder), str(files[0]), "--out", str(files[1])]) == 2
+    assert "--out takes a folder" in capsys.readouterr().err
+
+
+def test_run_dir_is_the_folder_of_the_run(tmp_path):
+    place = tmp_path / "mine"
+    assert run(["train", *TINY, "fast_dev_run=true", override("run_dir", str(place))]) == 0
+    assert (place / "config.yaml").exists()

@@ -38,6 +38,14 @@ from pixvox.errors import ConfigError, DataError
         (["head=fcn", "head.dropot=0.3"], ["did you mean head.dropout"]),
         (["head=maskrcn"], ["head=maskrcn", "did you mean maskrcnn", "fcn"]),
         (["optimizer=adam"], ["did you mean adamw"]),
+        (["batch_size=0"], ["batch_size=0", "from 1 up"]),
+        (["learning_rate=-1"], ["learning_rate=-1", "from 0 up"]),
+        (["learning_rate=nan"], ["learning_rate=nan"]),
+        (["image_size=[64,0]"], ["image_size=[64, 0]", "from 1 up"]),
+        (["epochs=-3"], ["epochs=-3", "from -1 up"]),
+        (["seed=-1"], ["seed=-1", "from 0 up"]),
+        (["accumulate_grad_batches=0"], ["accumulate_grad_batches=0"]),
+        (["val_every_n_epoch=0"], ["val_every_n_epoch=0"]),
         (["fcn"], ["'fcn'", "key=value"]),
         (["data.train._target_=os.sytem"], ["os has no 'sytem'"]),
         (["data.train._target_=no_such_package.Data"], ["no module 'no_such_package'"]),
@@ -206,3 +214,8 @@ def test_instantiate_gives_the_error_of_the_object_itself():
     node = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "groups": 0}
     with pytest.raises(ConfigError, match=r"^backbone: groups must be a positive integer"):
         instantiate(node, "backbone")
+
+
+def test_two_choices_of_data_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="leave one out"):
+        data_overrides(tmp_path, ["epochs=1", "data=shapes"])

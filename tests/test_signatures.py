@@ -74,3 +74,8 @@ def test_error_inside_a_module_is_told_from_a_missing_one(tmp_path, monkeypatch)
 def test_nearest_finds_the_right_word_at_the_wrong_place():
     assert "optimizer.weight_decay" in nearest("weight_decay", ["optimizer.weight_decay", "seed"])
     assert "optimizer.weight_decay" in nearest("wieght_decay", ["optimizer.weight_decay", "seed"])
+
+
+def test_nearest_puts_the_same_word_at_another_place_first():
+    known = ["in_channels", "neck.in_channels", "head.in_channels", "data.options.channels"]
+    assert nearest("channels", known).startswith("did you mean data.options.channels")

@@ -83,7 +83,7 @@ def check_task(segmenter: Segmenter, metadata: Metadata) -> None:
         raise ConfigError(
             f"this head is for {segmenter.task} segmentation, but {metadata.name or 'the dataset'} is "
             f"labelled for {metadata.task} segmentation; choose head={heads[metadata.task]} (pixvox models "
-            f"lists all), or read the data as data.task={segmenter.task} where its format allows"
+            f"lists all), or read the data as data.options.task={segmenter.task} where its format allows"
         )
 
 
@@ -104,10 +104,25 @@ def monitored(metrics: Any) -> tuple[str | None, str]:
     name, mode = getattr(metrics, "monitor", None), getattr(metrics, "mode", "max")
     if name is None:
         return None, mode
-    known = _score_names(metrics)
-    if known and "loss" not in name and name.removeprefix("val/") not in known:
-        raise ConfigError(f"best_by={mode}:{name}: there is no such score; {nearest(name, known)}")
+    _check_score(name, metrics, f"best_by={mode}:{name}")
     return logged_name(name), mode
+
+
+def check_early_stopping(config: DictConfig, metrics: Any) -> None:
+    """Refuse to watch a score that the metrics do not give, before anything is trained.
+
+    Raises:
+        ConfigError: If ``early_stopping.monitor`` is such a score.
+    """
+    name = config.early_stopping.monitor
+    if name and not name.startswith("train/"):
+        _check_score(name, metrics, f"early_stopping.monitor={name}")
+
+
+def _check_score(name: str, metrics: Any, shown: str) -> None:
+    known = _score_names(metrics)
+    if known and "loss" not in name and name.removeprefix("val/").removeprefix("val_") not in known:
+        raise ConfigError(f"{shown}: there is no such score; {nearest(name, known)}")
 
 
 def _score_names(metrics: Any) -> list[str]:

@@ -262,16 +262,27 @@ def visualize(
 def _options(overrides: Sequence[str] | None) -> dict[str, Any]:
     """Read overrides as keyword arguments of a function."""
     from omegaconf import OmegaConf
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     wrong = [text for text in overrides or () if "=" not in text]
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not an option: write key=value")
-    container = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides or ())))
+    parsed = OmegaConf.create()
+    for text in overrides or ():
+        try:
+            parsed.merge_with_dotlist([text])
+        except YAMLError as error:
+            raise ConfigError(
+                f"{text!r} cannot be read: write lists as key=[1,2], and close quotes"
+            ) from error
+    container = OmegaConf.to_container(parsed)
     return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
 
 
 def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, default=str, allow_nan=True))
+    from pixvox.files import finite
+
+    typer.echo(json.dumps(finite(content), default=str, allow_nan=False))
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -304,6 +315,12 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
+        return 2
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        reason = (error.strerror or type(error).__name__).lower()
+        typer.echo(f"error: {error.filename}: {reason}; check the path, its rights and the space", err=True)
         return 2
     except KeyboardInterrupt:
         return 130

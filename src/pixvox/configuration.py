@@ -8,6 +8,7 @@ is written once. Every value is checked against the annotations of the ``_target
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,25 @@ SHORT_KEYS: dict[str, Any] = {
     "early_stopping.mode": Literal["min", "max"] | None,
 }
 """Top-level keys of ``train.yaml`` and the types of their values."""
+
+_LEAST: dict[str, float] = {
+    "image_size": 1,
+    "batch_size": 1,
+    "learning_rate": 0,
+    "epochs": -1,
+    "max_steps": -1,
+    "num_workers": 0,
+    "num_labeled_images": -1,
+    "num_unlabeled_images": -1,
+    "warmup_steps": 0,
+    "unsup_rampup_steps": 0,
+    "accumulate_grad_batches": 1,
+    "fast_dev_run": 0,
+    "seed": 0,
+    "val_every_n_epoch": 1,
+    "early_stopping.patience": 0,
+}
+"""The lowest value that a short key takes; -1 means all, or without end."""
 
 TRUSTED_PACKAGES = ("pixvox",)
 """Where a ``_target_`` of a configuration that came with a run or a checkpoint may live."""
@@ -280,6 +300,9 @@ def check(config: DictConfig) -> None:
         value = _value(config, key)
         if not fits(value, annotation):
             raise ConfigError(_wrong(key, value, annotation))
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and key in _LEAST and not _LEAST[key] <= number < math.inf:
+                raise ConfigError(f"{key}={value}: it takes numbers from {_LEAST[key]:g} up")
     _check_node(config, "")
 
 
@@ -411,12 +434,19 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def data_overrides(data: str | Path) -> list[str]:
+def data_overrides(data: str | Path, others: Sequence[str] = ()) -> list[str]:
     """Return the overrides for a dataset given as a path or as the name of a configuration.
 
+    Args:
+        data: The path or name.
+        others: The overrides that it joins.
+
     Raises:
-        ConfigError: If it is neither.
+        ConfigError: If it is neither, or ``others`` choose data too.
     """
+    rival = next((text for text in others if text.startswith(("data=", "data.path="))), None)
+    if rival is not None:
+        raise ConfigError(f"--data {data} and {rival} both choose the data; leave one out")
     path = Path(data)
     if path.exists():
         return ["data=folder", override("data.path", str(path.absolute()))]

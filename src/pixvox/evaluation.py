@@ -166,7 +166,7 @@ def evaluation_config(
         for key in ("image_size", "seed")
         if own is not None and own.get(key) is not None
     ]
-    chosen = data_overrides(data) if data is not None else []
+    chosen = data_overrides(data, overrides) if data is not None else []
     chooses = data is not None or any(text.startswith("data=") for text in overrides)
     config = compose("evaluate", [*sizes, *chosen, *overrides], config_dir)
     if chooses:

@@ -31,18 +31,30 @@ def predict_files(
         DataError: If an input does not exist or cannot be read.
     """
     from pixvox.inference.predictor import Predictor
+    from pixvox.inference.results import result_name, save
     from pixvox.weights import load
 
     for path in inputs:
         if not Path(path).exists():
             raise DataError(f"{path}: there is no such file or folder")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise DataError(f"{out} is a file; --out takes a folder for the results")
     predictor = Predictor(load(run).to(default_device()), **options)
     rows: list[dict[str, Any]] = []
+    names: set[str] = set()
     for path in inputs:
         for result in predictor.stream(str(path)):
-            files = [str(file) for file in result.save(out)]
+            files = [str(file) for file in save(result, out, _new_name(result_name(result), names))]
             rows.append({"source": result.source or str(path), "found": describe(result), "files": files})
     return rows
+
+
+def _new_name(name: str, taken: set[str]) -> str:
+    """Return the name, numbered when an image of another folder has it already; no result replaces another."""
+    numbers = range(2, len(taken) + 2)
+    free = next(text for text in (name, *(f"{name}_{number}" for number in numbers)) if text not in taken)
+    taken.add(free)
+    return free
 
 
 def describe(result: Segmentation) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pixvox.errors import ConfigError, WeightsError
+from pixvox.files import finite
 from pixvox.version import __version__
 
 
@@ -69,8 +70,17 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     @classmethod
-    def reserve(cls, runs: str | Path, name: str) -> RunFolder:
-        """Name a folder ``DATE_TIME_NAME`` below ``runs`` that does not exist yet; ``make`` makes it."""
+    def reserve(cls, runs: str | Path, name: str, folder: str | Path | None = None) -> RunFolder:
+        """Name a folder ``DATE_TIME_NAME`` below ``runs`` that does not exist yet; ``make`` makes it.
+
+        Raises:
+            ConfigError: If ``folder``, which is taken instead when given, holds something already.
+        """
+        if folder is not None:
+            chosen = Path(folder)
+            if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
+                raise ConfigError(f"run_dir={chosen} exists already; choose another folder, or use --resume")
+            return cls(chosen)
         stamp = datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
         paths = (Path(runs) / f"{stamp}_{name}{f'_{i}' if i > 1 else ''}" for i in itertools.count(1))
         return cls(next(path for path in paths if not path.exists()))
@@ -95,7 +105,9 @@ class RunFolder:
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a file whole or not at all."""
         temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        temporary.write_text(
+            json.dumps(finite(json.loads(json.dumps(content, default=str))), indent=2) + "\n"
+        )
         os.replace(temporary, path)
 
 

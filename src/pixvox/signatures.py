@@ -28,12 +28,11 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         'did you mean learning_rate?'
     """
     known = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
-    # A dotted key is often right but for its place: compare the last words too.
+    # A dotted key is often right but for its place: the same last word comes first.
     leaf = name.rpartition(".")[2]
-    close += [key for key in known if key.rpartition(".")[2] == leaf and key not in close][
-        : count - len(close)
-    ]
+    close = [key for key in known if key.rpartition(".")[2] == leaf][:count]
+    alike = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
+    close += [key for key in alike if key not in close][: count - len(close)]
     if not close:
         by_leaf: dict[str, str] = {}
         for key in known:

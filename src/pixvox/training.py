@@ -18,6 +18,7 @@ from pixvox.assembly import (
     build_metrics,
     build_segmenter,
     build_trainer,
+    check_early_stopping,
     check_task,
     complete,
     monitored,
@@ -88,9 +89,9 @@ def train(
     overrides: list[str] = []
     run: RunFolder | None = None
     if not isinstance(config, DictConfig):
-        overrides = [*(config or ()), *overrides_from(options)]
+        chosen = data_overrides(data, config or ()) if data is not None else []
+        overrides = [*chosen, *(config or ()), *overrides_from(options)]
         overrides, run = _continued(overrides, resume)
-        overrides = [*data_overrides(data), *overrides] if data is not None else overrides
         config = compose("train", overrides, config_dir)
     elif options or data is not None:
         raise ConfigError(
@@ -132,8 +133,9 @@ def _train(config: DictConfig, run: RunFolder | None, origin: dict[str, Any]) ->
         check_task(segmenter, datamodule.metadata)
         metrics = build_metrics(config, datamodule.metadata)
         monitor, mode = monitored(metrics)
+        check_early_stopping(config, metrics)
         checkpoint = readable_checkpoint(run) if run is not None else None
-        run = run or RunFolder.reserve(config.runs_dir, run_name(config))
+        run = run or RunFolder.reserve(config.runs_dir, run_name(config), config.run_dir)
         with open_dict(config):
             config.run_dir = str(run.path)
         trainer = build_trainer(config, run, monitor, mode, checkpoint)

@@ -309,3 +309,9 @@ def test_paths_with_odd_characters_are_read(tmp_path):
     folder.mkdir()
     assert read_image(save(folder / "x y=1,2.png", GREY16)).size == (5, 7)
     assert suffix_of(folder / "x.PNG") == ".png"
+
+
+def test_image_without_a_pixel_is_refused(tmp_path):
+    np.save(tmp_path / "none.npy", np.zeros((0, 64, 3), np.uint8))
+    with pytest.raises(DataError, match="none.npy.*no pixel"):
+        read_image(tmp_path / "none.npy", 2)

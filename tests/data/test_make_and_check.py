@@ -112,6 +112,9 @@ def test_nothing_is_overwritten(tmp_path):
         ({"image_size": "abc"}, "image_size=abc: it takes"),
         ({"overlap": 3.0}, "0..1"),
         ({"num_train": 0}, "at least 1"),
+        ({"num_trian": 3}, "did you mean num_train"),
+        ({"seed": -1}, "seed must be 0 or above"),
+        ({"image_size": -4}, "one positive length"),
     ],
 )
 def test_wrong_options_of_make_are_users_errors(tmp_path, options, message):
@@ -178,7 +181,8 @@ def test_invalid_annotations_are_errors_unless_they_are_dropped(dataset):
     content = json.loads(file.read_text())
     content["annotations"][0]["segmentation"] = [[1, 1, 5, 5]]
     file.write_text(json.dumps(content))
-    assert any("1 x invalid polygon" in error for error in check_dataset(dataset).errors)
+    errors = check_dataset(dataset).errors
+    assert any("1 x invalid polygon (annotation 1:" in text and "on_invalid=drop" in text for text in errors)
     report = check_dataset(dataset, on_invalid="drop")
     assert report.ok
     assert any("1 x invalid polygon" in warning for warning in report.warnings)
@@ -201,3 +205,25 @@ def test_a_folder_that_is_no_dataset_is_an_error(tmp_path):
     report = check_dataset(tmp_path)
     assert not report.ok
     assert "no dataset of a known layout" in report.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"task": "foo"}, "task must be"),
+        ({"dims": "two"}, "dims must be"),
+        ({"classes": []}, "classes must be"),
+        ({"ignore_index": "x"}, "ignore_index must be"),
+        ({"voxel_size_um": "abc"}, "voxel_size_um must be"),
+        ({"voxel_size_um": [1]}, "needs 2 values"),
+    ],
+)
+def test_wrong_description_is_an_error_that_names_it(tmp_path, stated, message):
+    folder = make_dataset("shapes", tmp_path / "d", 2, 1, **{**SHAPES, "task": "semantic"})
+    (folder / "dataset.json").write_text(json.dumps(stated))
+    assert any(message in error and str(folder) in error for error in check_dataset(folder).errors)
+
+
+@pytest.mark.parametrize("options", [{"percentiles": [1]}, {"percentiles": [-1, 200]}, {"spatial_dims": 5}])
+def test_options_out_of_range_are_errors(dataset, options):
+    assert next(iter(options)) in check_dataset(dataset, **options).errors[0]

@@ -105,6 +105,15 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         load(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("content", [b"runs_dir: runs\nseed: 42\n", b"hello world", b"\x89PNG\r\n"])
+def test_a_file_of_another_kind_is_no_checkpoint(tmp_path, content):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match="config.yaml") as caught:
+        load(file)
+    assert "weights_only" not in str(caught.value)  # torch's advice on how to run what it refused
+
+
 def test_foreign_and_newer_files_say_what_they_are(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "foreign.pth")
     with pytest.raises(WeightsError, match="holds no record of its model"):

@@ -129,7 +129,11 @@ def check_dataset(path: str | Path, **options: Any) -> Report:
             metadata[split] = dataset.metadata
             report.splits[split] = _check_split(dataset, split, report)
         dropped = [text for text in messages if "dropped" in text]
-        (report.warnings if tolerant else report.errors).extend(dropped)
+        if tolerant:
+            report.warnings.extend(dropped)
+        else:
+            repair = "mend the file, or train without them by on_invalid=drop"
+            report.errors.extend(f"{text}; {repair}" for text in dropped)
         report.warnings.extend(text for text in messages if text not in dropped)
     _compare(metadata, report)
     return report

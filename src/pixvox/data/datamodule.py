@@ -94,6 +94,12 @@ class DataModule(LightningDataModule):
         for name, dataset in (("val", val), ("test", test), ("unlabelled", self.unlabelled)):
             if dataset is not None:
                 check_fits(train.metadata, dataset.metadata, name)
+        axes = train.metadata.spatial_dims
+        if isinstance(image_size, Sequence) and len(image_size) != axes:
+            raise DataError(
+                f"image_size={list(image_size)} has {len(image_size)} lengths, {train.metadata.name or 'the data'} "
+                f"{axes} axes; give one length, or one per axis in array order"
+            )
         self.train_transforms, self.eval_transforms = train_transforms, eval_transforms
         self.image_size, self.size_divisor = image_size, size_divisor
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers

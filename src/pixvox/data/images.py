@@ -116,7 +116,9 @@ def read_image(
     raw = _read(path, max_pixels, allow_missing_chunks, keep_palette=False)
     data, spatial = channels_first(raw, spatial_dims, str(path))
     if data.dtype.kind not in "biuf":
-        raise DataError(f"{path}: values of type {data.dtype} are no intensities")
+        raise DataError(f"{path}: values of type {data.dtype} are no intensities; store them as numbers")
+    if data.size == 0:
+        raise DataError(f"{path}: shape {raw.data.shape} holds no pixel; export the image again")
     if suffix_of(path) in _RASTER + _TIFF and data.dtype == np.uint8 and data.shape[0] in (2, 4):
         data = _without_alpha(data, path, raw)
     return ImageFile(convert_channels(data, channels, str(path)), _ordered(raw, spatial), raw.unit)

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ import torch
 from pixvox.data.options import check_options
 from pixvox.data.synthetic.nuclei3d import Nuclei3d
 from pixvox.data.synthetic.shapes import Shapes
-from pixvox.errors import DataError
+from pixvox.errors import ConfigError, DataError
+from pixvox.signatures import nearest, signature
 from pixvox.structures import Masks
 
 Kind = Literal["shapes", "nuclei3d"]
@@ -52,6 +53,8 @@ def make_dataset(
         DataError: If ``out`` holds something already, or an option is out of range.
     """
     out = Path(out)
+    numbers = {"num_train": num_train, "num_val": num_val, "seed": seed, "format": format}
+    check_options(numbers, make_dataset)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already; choose another folder, or remove it first")
     if kind not in ("shapes", "nuclei3d"):
@@ -60,7 +63,15 @@ def make_dataset(
         raise DataError(f"format must be 'tiff' or 'zarr', got {format!r}")
     if num_train < 1 or num_val < 0:
         raise DataError(f"num_train must be at least 1 and num_val at least 0, got {num_train} and {num_val}")
-    check_options(options, Shapes if kind == "shapes" else Nuclei3d, given=("num_images", "seed"))
+    if seed < 0:
+        raise DataError(f"seed must be 0 or above, got {seed}")
+    maker = Shapes if kind == "shapes" else Nuclei3d
+    for name in options:
+        if name not in signature(maker).annotations:
+            near = nearest(name, [*numbers, *signature(maker).annotations])
+            raise ConfigError(f"{kind} takes no option {name!r}; {near}")
+    check_options(options, maker, given=("num_images", "seed"))
+    _check_image_size(options.get("image_size", 64), 2 if kind == "shapes" else 3)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -82,6 +93,12 @@ def make_dataset(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _check_image_size(size: int | Sequence[int], axes: int) -> None:
+    lengths = [size] * axes if isinstance(size, int) else list(size)
+    if len(lengths) != axes or min(lengths) < 1:
+        raise DataError(f"image_size must be one positive length, or {axes} in array order, got {size}")
 
 
 def _write_shapes(shapes: Shapes, root: Path, split: str) -> None:

@@ -184,7 +184,7 @@ def save(segmentation: Segmentation, folder: str | Path, name: str | None = None
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    name = _stem(segmentation) if name is None else name
+    name = result_name(segmentation) if name is None else name
     files = []
     has_labels = segmentation.class_map is not None or (
         segmentation.instances is not None and segmentation.instances.masks is not None
@@ -279,8 +279,8 @@ def smallest_type(labels: npt.NDArray[np.integer], at_least_16_bit: bool = False
     )
 
 
-def _stem(segmentation: Segmentation) -> str:
-    """Return the name of the source without folder and suffix."""
+def result_name(segmentation: Segmentation) -> str:
+    """Return how the files of a result are called: as its source, without folder and suffix."""
     from pixvox.data.images import suffix_of
 
     name = Path(segmentation.source or "result").name

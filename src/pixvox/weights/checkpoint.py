@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,17 +66,9 @@ def read_torch_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused, for it holds more than tensors and plain types (or is no checkpoint at all), and "
-            f"loading it could execute code: {_first_line(error)}"
+            f"loading it could execute code{_refused_object(error)}; use a checkpoint that pixvox wrote"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        UnicodeDecodeError,
-    ) as error:
+    except Exception as error:  # the reader of pickles fails in many ways on files that are none
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint; it may be truncated or of another kind ({_first_line(error)})"
         ) from error
@@ -197,3 +189,9 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
         :200
     ]
+
+
+def _refused_object(error: BaseException) -> str:
+    """Return what was refused; the rest of torch's message tells how to load it all the same."""
+    found = re.search(r"Unsupported (?:global|class|operand)[^:]*: (?:GLOBAL )?(\S+)", str(error))
+    return f" ({found[1]})" if found else ""

@@ -90,6 +90,8 @@ BAD = {
     "no area": ({"segmentation": ([1, 1, 5, 5, 3, 3],)}, "annotation 1.*area"),
     "text": ({"segmentation": (["a"] * 6,)}, "annotation 1.*numbers"),
     "short rle": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [3, 4]}}, "annotation 1.*sum to 7"),
+    "rle of text": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": ["a"]}}, "annotation 1.*whole"),
+    "rle without size": ({"segmentation": {"size": 9, "counts": [9]}}, "annotation 1.*whole"),
     "empty": ({"segmentation": []}, "annotation 1.*no polygon"),
     "unknown image": ({"image": 8}, "annotation 1 .*image id 8"),
     "unknown category": ({"category": 6}, r"annotation 1 .*category id 6.*5\.\.90"),
@@ -193,3 +195,11 @@ def test_grey_pictures_among_coloured_ones_become_rgb(write, tmp_path):
     dataset = write([], images=images)
     assert dataset.metadata.in_channels == 3
     assert dataset[0].image.shape == (3, HEIGHT, WIDTH)
+
+
+def test_ids_and_sizes_of_another_type_are_named(write):
+    with pytest.raises(DataError, match="annotation 1.*single values"):
+        write([annotation(category=[5])])
+    image = {"id": 7, "file_name": "a.png", "height": "abc", "width": WIDTH}
+    with pytest.raises(DataError, match="whole numbers as height"):
+        write([], images=[image])

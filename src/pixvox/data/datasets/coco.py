@@ -167,6 +167,7 @@ class _Index:
     def __init__(self, file: Path, folder: Path, on_invalid: str) -> None:
         self.file, self.folder, self.on_invalid = file, folder, on_invalid
         self.dropped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         content = _read_json(file)
         self.category_ids, self.class_names = self._categories(content["categories"])
         images = self._images(content["images"])
@@ -177,20 +178,25 @@ class _Index:
         ]
         self._check_files()
         if self.dropped:
-            counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(self.dropped.items()))
+            counts = ", ".join(
+                f"{count} x {reason} ({'the first: ' if count > 1 else ''}{self.examples[reason]})"
+                for reason, count in sorted(self.dropped.items())
+            )
             logger.warning("%s: annotations dropped: %s", file, counts)
 
     def _invalid(self, reason: str, detail: str) -> None:
         if self.on_invalid == "raise":
             raise DataError(f"{self.file}: {detail}; mend the file, or set on_invalid=drop to leave it out")
         self.dropped[reason] += 1
+        self.examples.setdefault(reason, detail)
 
     def _categories(self, categories: Sequence[Mapping[str, Any]]) -> tuple[list[int], tuple[str, ...]]:
         names: dict[int, str] = {}
         for category in categories:
-            if "id" not in category or category["id"] in names:
+            if not isinstance(category.get("id"), int) or category["id"] in names:
                 self._invalid(
-                    "category without an id of its own", f"category {dict(category)} has no id of its own"
+                    "category without an id of its own",
+                    f"category {dict(category)} has no whole number of its own as id",
                 )
                 continue
             names[category["id"]] = str(category.get("name", category["id"]))
@@ -204,6 +210,8 @@ class _Index:
         for image in images:
             if "id" not in image or not isinstance(image.get("file_name"), str):
                 raise DataError(f"{self.file}: image {dict(image)} needs an id and a file_name")
+            if not all(isinstance(image.get(key) or 0, int) for key in ("height", "width")):
+                raise DataError(f"{self.file}: image {dict(image)} needs whole numbers as height and width")
             if image["id"] in found:
                 self._invalid(
                     "duplicate image id",
@@ -223,6 +231,11 @@ class _Index:
         seen: set[Any] = set()
         for annotation in annotations:
             identity, image, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
+            if any(isinstance(value, (list, dict)) for value in (identity, image, category)):
+                raise DataError(
+                    f"{self.file}: annotation {identity}: id, image_id and category_id must be single values, "
+                    f"image_id is {image} and category_id {category}"
+                )
             if image not in images:
                 self._invalid("unknown image id", f"annotation {identity} has the unknown image id {image}")
             elif category not in labels:
@@ -250,6 +263,18 @@ class _Index:
         identity, shape, size = annotation.get("id"), annotation.get("segmentation"), _size(image)
         if isinstance(shape, dict) and "counts" in shape and "size" in shape:
             counts = shape["counts"]
+            numbers = (
+                [*counts, *_listed(shape["size"])] if isinstance(counts, list) else _listed(shape["size"])
+            )
+            if len(_listed(shape["size"])) != 2 or not all(
+                isinstance(number, (int, float)) for number in numbers
+            ):
+                self._invalid(
+                    "RLE of another form",
+                    f"annotation {identity}: an RLE takes size [height, width] and counts, a text or a list "
+                    "of whole numbers",
+                )
+                return None
             if isinstance(counts, list) and sum(counts) != math.prod(shape["size"]):
                 self._invalid(
                     "RLE that does not fill its size",
@@ -297,6 +322,10 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     if image.get("height") and image.get("width"):
         return int(image["height"]), int(image["width"])
     return None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,10 @@ def open_dataset(
         DataError: If nothing is found, or what is found cannot be used.
     """
     root = Path(path)
+    if len(percentiles) != 2 or not 0 <= percentiles[0] <= percentiles[1] <= 100:
+        raise DataError(f"percentiles must be two ascending numbers in 0..100, got {list(percentiles)}")
+    if spatial_dims not in (None, 2, 3):
+        raise DataError(f"spatial_dims must be 2 (images) or 3 (volumes), got {spatial_dims}")
     stated = _read_description(root)
     layout = find_layout(root)
     chosen, part = _choose(layout, root, split)
@@ -74,14 +78,18 @@ def open_dataset(
         "name": str(stated.get("name", root.stem)),
         "spacing": spacing if spacing is not None else stated.get("voxel_size_um", stated.get("spacing")),
     }
+    dims = 2
+    if layout.kind == "labels":
+        reference = _choose(layout, root, "train")[0]
+        dims = int(spatial_dims or stated.get("dims") or _find_dims(reference.images))
+    if common["spacing"] is not None and len(common["spacing"]) != dims:
+        raise DataError(f"{root}: spacing {list(common['spacing'])} needs {dims} values, in array order")
     dataset: Dataset
     if layout.kind == "coco" and chosen.annotations is not None:
         dataset = CocoDataset(chosen.images, chosen.annotations, on_invalid=on_invalid, **common)
     elif layout.kind == "coco":
         dataset = LabelFolder(chosen.images, None, **common)
     else:
-        reference = _choose(layout, root, "train")[0]
-        dims = int(spatial_dims or stated.get("dims") or _find_dims(reference.images))
         names = classes if classes is not None else stated.get("classes")
         ignored = ignore_value if ignore_value is not None else stated.get("ignore_index")
         values = _describe_labels(reference, dims, task or stated.get("task"), names, ignored)
@@ -159,7 +167,25 @@ def _read_description(root: Path) -> dict[str, Any]:
         raise DataError(f"{file} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} must hold an object with name, task, dims, classes")
+    for key, (fits, wanted) in _STATED.items():
+        if content.get(key) is not None and not fits(content[key]):
+            raise DataError(f"{file}: {key} must be {wanted}, got {content[key]!r}")
     return content
+
+
+def _are_steps(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(step, (int, float)) and step > 0 for step in value)
+
+
+_STATED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "task": (lambda value: value in ("instance", "semantic"), "instance or semantic"),
+    "dims": (lambda value: value in (2, 3), "2 (images) or 3 (volumes)"),
+    "classes": (bool, "a list of names, or absent"),
+    "ignore_index": (lambda value: isinstance(value, int), "a whole number, or absent"),
+    "voxel_size_um": (_are_steps, "a list of positive numbers per axis in array order"),
+    "spacing": (_are_steps, "a list of positive numbers per axis in array order"),
+}
+"""What ``dataset.json`` may state, and the form it must have."""
 
 
 def _log_found(dataset: Dataset, split: str, chosen: Split) -> None:

@@ -61,7 +61,10 @@ def read_raster(path: Path, max_pixels: int, keep_palette: bool) -> RawArray:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: the picture is damaged or cut off ({_reason(path, error)})") from error
+        raise DataError(
+            f"{path}: the picture is damaged or cut off ({_reason(path, error)}); "
+            f"copy it again from its source"
+        ) from error
     if data.dtype == np.int32 and data.size and data.min() >= 0 and data.max() <= 65535:
         data = data.astype(np.uint16)  # how older versions of Pillow open 16-bit PNG
     return RawArray(data, "YX" if data.ndim == 2 else "YXC", {}, indexed=indexed)
