@@ -65,7 +65,7 @@ def visualize(
     num_images: int = 3,
     threshold: float = 0.5,
 ) -> Path:
-    """Draw original, ground truth and prediction of some images beside the checkpoint; return the file.
+    """Draw some images beside the checkpoint: original, truth, prediction, mean time; return the file.
 
     Args:
         run: A run folder, a checkpoint, or anything that ``pixvox.load`` takes.
@@ -80,12 +80,15 @@ def visualize(
 
     model, datamodule, _ = _prepare(run, data, split, overrides, None)
     pairs: list[tuple[Segmentation, Segmentation]] = []
-    for batch, predictions, _ in predictions_of(model, loader(datamodule, split)):
+    seconds = 0.0
+    for batch, predictions, spent in predictions_of(model, loader(datamodule, split)):
         pairs += zip(predictions, batch.truths or (), strict=True)
+        seconds += spent
         if len(pairs) >= num_images:
             break
     path = find_checkpoint(Path(run)).parent / "model_predictions_viz.png"
-    draw_predictions(pairs, path, max_images=num_images, score_threshold=threshold)
+    title = f"{1000 * seconds / max(1, len(pairs)):.0f} ms per image"
+    draw_predictions(pairs, path, max_images=num_images, score_threshold=threshold, title=title)
     return path
 
 
