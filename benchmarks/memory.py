@@ -31,11 +31,11 @@ def peak_mib() -> float:
 def training_step() -> dict[str, float]:
     """One forward, backward and optimiser step on a volume of 64 x 128 x 128 with 60 nuclei."""
     import torch
+    from omegaconf import OmegaConf
 
     from pixvox.configuration import compose
     from pixvox.data.synthetic.nuclei3d import Nuclei3d
-    from pixvox.models import PARTS, OmegaConf
-    from pixvox.segmenter import Segmenter
+    from pixvox.segmenter import PARTS, Segmenter
 
     overrides = ["experiment=embryos", "data=nuclei3d", "spatial_dims=3", "in_channels=1", "num_classes=1"]
     config = compose("train", overrides)

@@ -53,6 +53,8 @@ def test_every_command_has_help(command, capsys):
         (["train", "head=fnc"], "did you mean fcn"),
         (["train", "--data", "/no/such/place"], "no dataset at /no/such/place"),
         (["train", "--resume", "/no/such/run"], "no run at /no/such/run"),
+        (["train", "--resume", "https://example.org/run"], "is a URL; download it first"),
+        (["evaluate", "https://example.org/best.ckpt"], "is a URL; download it first"),
         (["train", "--config-dir", "/no/such/configs"], "/no/such/configs"),
         (["evaluate", "/no/such/run"], "/no/such/run"),
         (["predict", "/no/such/run", "/no/such.png"], "/no/such.png"),
@@ -159,6 +161,7 @@ def test_malicious_checkpoint_is_refused_by_every_command(folder, tmp_path, caps
     shutil.copytree(folder.resolve(), copy)
     for name in ("last.ckpt", "best.ckpt"):
         torch.save({"pixvox": Malicious(canary)}, copy / "checkpoints" / name)
+        (copy / "checkpoints" / f"{name}.sha256").unlink()
     for arguments in (["evaluate", str(copy)], ["visualize", str(copy)], ["train", "--resume", str(copy)]):
         assert run(arguments) == 2
         assert "ckpt" in capsys.readouterr().err

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pixvox.errors import ConfigError
-from pixvox.run_folder import RunFolder, checkpoint_problem, environment, find_run
+from pixvox.errors import ConfigError, WeightsError
+from pixvox.run_folder import RunFolder, environment, find_run, readable_checkpoint
 
 
 def made(path):
@@ -58,15 +58,20 @@ def test_run_is_found_by_folder_and_by_checkpoint(tmp_path):
     ("content", "said"),
     [
         (b"", "0 bytes"),
-        (b"\x80\x04garbage", "not a readable checkpoint"),
-        ({"state": 1}, "not a checkpoint of pixvox"),
+        (b"\x80\x04garbage", "refused"),
+        ({"state": 1}, "not the checkpoint of a training"),
+        ([1], "not the checkpoint of a training"),
+        (None, "no such file"),
     ],
 )
 def test_problem_of_a_checkpoint_is_told(tmp_path, content, said):
-    path = tmp_path / "last.ckpt"
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    assert said in checkpoint_problem(path)
-    assert checkpoint_problem(tmp_path / "none.ckpt") == "there is no such file"
+    run = made(tmp_path / "one")
+    if content is not None:
+        run.last.write_bytes(content) if isinstance(content, bytes) else torch.save(content, run.last)
+    with pytest.raises(WeightsError, match=rf"last\.ckpt: .*{said}.*best\.ckpt: .*no such file"):
+        readable_checkpoint(run)
+    torch.save({"pixvox": {}, "state_dict": {}, "global_step": 1}, run.best)
+    assert readable_checkpoint(run) == run.best
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -77,6 +82,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="[Cc]ircular"):
         run.write_json(run.summary, circle)
     assert '"a": 1' in run.summary.read_text()
+    assert {path.name for path in run.path.iterdir()} == {"checkpoints", "summary.json"}
 
 
 def test_environment_is_plain():

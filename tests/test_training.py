@@ -39,7 +39,8 @@ def test_run_folder_holds_what_it_promises(run):
         "config.yaml", "environment.json", "run.log", "metrics.csv", "summary.json", "checkpoints",
         "curves.png", "val_predictions.png", "confusion_matrix.png",
     }  # fmt: skip
-    assert {path.name for path in (run.dir / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    checkpoints = {path.name for path in (run.dir / "checkpoints").iterdir()}
+    assert checkpoints == {"last.ckpt", "last.ckpt.sha256", "best.ckpt", "best.ckpt.sha256"}
     assert (run.dir.parent / "last").resolve() == run.dir.resolve()
     assert run.dir.name.endswith("_simple_fcn")
 
@@ -139,6 +140,26 @@ def test_damaged_last_checkpoint_falls_back_to_the_best(run, tmp_path):
     (folder / "checkpoints" / "best.ckpt").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"last\.ckpt.*best\.ckpt.*0 bytes"):
         readable_checkpoint(find_run(folder))
+
+
+def test_resume_takes_the_best_checkpoint_when_a_bit_of_the_last_is_flipped(run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(run.dir, folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    weight = next(iter(torch.load(last, weights_only=True)["state_dict"].values()))
+    content = bytearray(last.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    last.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"last\.ckpt: damaged"):
+        load(last)
+    again = train(["epochs=3"], resume=folder)
+    assert again.summary["steps"] == 9
+    assert "best.ckpt" in next(
+        line for line in (folder / "run.log").read_text().splitlines() if "resuming" in line
+    )
+    load(last)
 
 
 def test_fast_dev_run_goes_through_everything_once(tmp_path):

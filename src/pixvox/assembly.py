@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pixvox.data.metadata import Metadata
     from pixvox.segmenter import Segmenter
 
-MODEL_PARTS = ("backbone", "neck", "head", "normalizer")
-
 
 def build_datamodule(config: DictConfig) -> DataModule:
     """Build the data, with what the short keys say."""
@@ -50,10 +48,10 @@ def complete(config: DictConfig, metadata: Metadata) -> None:
 
 def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
     """Build the model that the configuration and the data describe."""
-    from pixvox.segmenter import Segmenter
+    from pixvox.segmenter import PARTS, Segmenter
 
     plain = resolved(config)
-    parts = {name: plain[name] for name in MODEL_PARTS}
+    parts = {name: plain[name] for name in PARTS}
     facts = {name: plain[name] for name in ("spatial_dims", "in_channels", "num_classes")}
     names = list(metadata.class_names)
     return Segmenter.from_config({**facts, "class_names": names, "inference": inference(plain), **parts})
@@ -162,13 +160,14 @@ def build_trainer(
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import ProgressBar
 
+    from pixvox.callbacks.checkpoints import keep_sums
     from pixvox.callbacks.metrics_table import MetricsTable
 
     table = MetricsTable(run.metrics)
     if resumed is not None:
-        import torch
+        from pixvox.weights.checkpoint import read_torch_file
 
-        table.keep_until(int(torch.load(resumed, map_location="cpu", weights_only=True)["global_step"]))
+        table.keep_until(int(read_torch_file(resumed)["global_step"]))
     loggers = [table, *(instantiate(config.logger, "logger") or {}).values()]
     limits: dict[str, Any] = {}
     if config.fast_dev_run:
@@ -192,6 +191,7 @@ def build_trainer(
         )
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
+    keep_sums(trainer)
     return trainer
 
 

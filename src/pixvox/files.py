@@ -1,13 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and sums that tell when one was damaged since."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pixvox.errors import WeightsError
 
 
 @contextmanager
@@ -29,6 +32,68 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def summed_file(path: str | Path) -> Iterator[Path]:
+    """Like ``whole_file``, with the sum of the file beside it, in the form of ``sha256sum``.
+
+    The old sum goes before the old file does: whenever the process ends, no whole file has another's sum.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp()) / "weights.bin"
+        >>> with summed_file(path) as part:
+        ...     _ = part.write_bytes(b"weights")
+        >>> check_sum(path)
+        >>> sorted(file.name for file in path.parent.iterdir())
+        ['weights.bin', 'weights.bin.sha256']
+    """
+    path = Path(path)
+    with whole_file(path) as part:
+        yield part
+        digest = _digest(part)
+        sum_path(path).unlink(missing_ok=True)
+    with whole_file(sum_path(path)) as part:
+        part.write_text(f"{digest}  {path.name}\n")
+
+
+def sum_path(path: Path) -> Path:
+    """Return where the sum of a file is kept: beside it, as ``NAME.sha256``."""
+    return path.with_name(path.name + ".sha256")
+
+
+def check_sum(path: Path) -> None:
+    """Compare a file with its sum, when there is one.
+
+    Raises:
+        WeightsError: If they differ, or the file cannot be read.
+    """
+    while (expected := _noted(path)) is not None and _digest(path) != expected:
+        if _noted(path) == expected:  # else a training that runs has just replaced both
+            raise WeightsError(
+                f"{path}: damaged: its content does not match {sum_path(path).name}. Copy the file again from where "
+                "it is whole, or use another checkpoint of the run; if it was changed on purpose, remove "
+                f"{sum_path(path)}"
+            )
+
+
+def _noted(path: Path) -> str | None:
+    """Return the sum that is noted beside a file, if any."""
+    try:
+        return sum_path(path).read_text(errors="replace").partition(" ")[0].strip().lower()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WeightsError(f"{sum_path(path)}: cannot be read: {error.strerror}") from error
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def finite(content: Any) -> Any:

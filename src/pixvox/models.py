@@ -8,12 +8,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pixvox.configuration import CONFIG_FOLDER, compose
+from pixvox.configuration import CONFIG_FOLDER, compose, override
 from pixvox.errors import ConfigError
-from pixvox.segmenter import Segmenter
+from pixvox.segmenter import PARTS, Segmenter
 from pixvox.signatures import locate
-
-PARTS = ("backbone", "neck", "head", "normalizer")
 
 
 def create_model(
@@ -61,32 +59,16 @@ def create_model(
         "pretrained": pretrained,
     }  # fmt: skip
     chosen += [f"{key}={value}" for key, value in plain.items()]
-    chosen += [_override(key, value) for key, value in overrides.items()]
+    chosen += [override(_place(key), value) for key, value in overrides.items()]
     config = compose("model", chosen, config_dir)
     model_config = {part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS}
     return Segmenter.from_config({**model_config, "class_names": list(class_names)})
 
 
-def _override(key: str, value: Any) -> str:
-    """Write a keyword argument as an override of the head, or of the part before its double underscore."""
+def _place(key: str) -> str:
+    """Return where a keyword argument belongs: in the head, or the part before its double underscore."""
     part, _, name = key.partition("__")
-    place = f"{part}.{name}" if name and part in PARTS else f"head.{key}"
-    return f"{place}={_literal(value)}"
-
-
-def _literal(value: Any) -> str:
-    """Write a value in the grammar of overrides."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_literal(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_literal, value)) + "]"
-    if isinstance(value, int | float):
-        return repr(value)
-    return "'" + str(value).replace("'", "\\'") + "'"
+    return f"{part}.{name}" if name and part in PARTS else f"head.{key}"
 
 
 def list_backbones(spatial_dims: int | None = None) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
-import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pixvox.errors import ConfigError, WeightsError
-from pixvox.files import finite
+from pixvox.files import finite, whole_file
 from pixvox.version import __version__
 
 
@@ -92,23 +93,32 @@ class RunFolder:
     def point_last(self) -> None:
         """Let ``last``, beside the folder, point here; where links do not exist, by a file with the name."""
         pointer = self.path.parent / "last"
-        temporary = self.path.parent / f".last.{os.getpid()}"
-        try:
-            temporary.symlink_to(self.path.name, target_is_directory=True)
-        except (OSError, NotImplementedError):
-            temporary.write_text(self.path.name + "\n")
-        try:
-            os.replace(temporary, pointer)
-        except OSError:  # "last" is a folder of the user's
-            temporary.unlink(missing_ok=True)
+        # "last" may be a folder of the user's: it stays.
+        with contextlib.suppress(IsADirectoryError, PermissionError), whole_file(pointer) as part:
+            try:
+                part.symlink_to(self.path.name, target_is_directory=True)
+            except (OSError, NotImplementedError):
+                part.write_text(self.path.name + "\n")
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a file whole or not at all."""
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(
-            json.dumps(finite(json.loads(json.dumps(content, default=str))), indent=2) + "\n"
-        )
-        os.replace(temporary, path)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(finite(json.loads(json.dumps(content, default=str))), indent=2) + "\n")
+
+
+def pointed(path: str | Path) -> Path:
+    """Return the place that a path means: itself, or the newest run where ``last`` is a file with its name.
+
+    Raises:
+        WeightsError: If it is a URL.
+    """
+    place = Path(path)
+    # A path has lost one of the two slashes; a single letter is a drive.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not place.exists():
+        raise WeightsError(f"{path} is a URL; download it first and give the path of the file")
+    if place.name == "last" and place.is_file() and place.stat().st_size < 4096:
+        place = place.parent / place.read_text(errors="replace").strip()
+    return place
 
 
 def find_run(path: str | Path) -> RunFolder:
@@ -116,11 +126,10 @@ def find_run(path: str | Path) -> RunFolder:
 
     Raises:
         ConfigError: If there is none.
+        WeightsError: If it is a URL.
     """
     given = Path(path)
-    place = given
-    if place.is_file() and place.suffix == "" and place.name == "last":
-        place = place.parent / place.read_text().strip()
+    place = pointed(path)
     if place.is_file():
         place = place.parent.parent if place.parent.name == "checkpoints" else place.parent
     if not place.exists():
@@ -141,30 +150,19 @@ def readable_checkpoint(run: RunFolder) -> Path:
     Raises:
         WeightsError: If neither can be read.
     """
+    from pixvox.weights.checkpoint import RECORD_KEY, read_torch_file
+
     reasons = []
     for path in (run.last, run.best):
-        problem = checkpoint_problem(path)
-        if problem is None:
+        try:
+            content = read_torch_file(path)
+        except WeightsError as error:
+            reasons.append(str(error))
+            continue
+        if isinstance(content, dict) and {RECORD_KEY, "state_dict", "global_step"} <= content.keys():
             return path
-        reasons.append(f"{path}: {problem}")
+        reasons.append(f"{path}: not the checkpoint of a training with pixvox")
     raise WeightsError("no checkpoint of this run can be read. " + "; ".join(reasons))
-
-
-def checkpoint_problem(path: Path) -> str | None:
-    """Say why a checkpoint cannot be read, or None; pickled code is never run."""
-    import torch
-
-    if not path.exists():
-        return "there is no such file"
-    if path.stat().st_size == 0:
-        return "the file is empty (0 bytes)"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged, foreign and malicious files
-        return f"not a readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
-    if not isinstance(state, dict) or "pixvox" not in state:
-        return "not a checkpoint of pixvox"
-    return None
 
 
 def environment(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from pixvox.necks.neck import Neck, NoNeck
 from pixvox.normalizer import Normalizer, PercentileNormalizer
 from pixvox.structures import Features, Geometry, Segmentation, Targets
 
+PARTS = ("backbone", "neck", "head", "normalizer")
+"""What a model is made of, by the keys of its configuration."""
+
 
 class Segmenter(nn.Module):
     """A segmentation model of four parts that know only each other's channels and strides.

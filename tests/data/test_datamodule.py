@@ -95,7 +95,8 @@ def test_an_epoch_of_an_existing_loader_follows_its_sampler():
 def test_processes_share_the_images(monkeypatch, world, shuffle):
     shares = []
     for rank in range(world):
-        monkeypatch.setattr("pixvox.data.loading._rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr("pixvox.data.loading.process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("pixvox.data.loading.world_size", lambda: world)
         shares.append([index for _, index in EpochSampler(7, seed=0, shuffle=shuffle)])
     seen = [index for share in shares for index in share]
     assert set(seen) == set(range(7))

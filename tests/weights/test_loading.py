@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 import pixvox
 from pixvox.errors import WeightsError
+from pixvox.files import sum_path, summed_file
 from pixvox.models import create_model
 from pixvox.weights.checkpoint import RECORD_KEY, load_state, model_record, save_safetensors
 from pixvox.weights.loading import find_checkpoint, load
@@ -41,7 +43,8 @@ def test_safetensors_hold_weights_and_record(tmp_path):
     assert torch.equal(
         load(save_safetensors(model, tmp_path / "m" / "model.safetensors"))(x)["logits"], model(x)["logits"]
     )
-    assert [p.name for p in (tmp_path / "m").iterdir()] == ["model.safetensors"]
+    names = {p.name for p in (tmp_path / "m").iterdir()}
+    assert names == {"model.safetensors", "model.safetensors.sha256"}
 
 
 def test_a_run_folder_means_its_best_checkpoint_and_a_pointer_its_folder(tmp_path):
@@ -101,6 +104,9 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         load(tmp_path)
     save_safetensors(_model(), tmp_path / "m.safetensors")
     (tmp_path / "m.safetensors").write_bytes((tmp_path / "m.safetensors").read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"m.safetensors: damaged.*does not match m.safetensors.sha256"):
+        load(tmp_path / "m.safetensors")
+    sum_path(tmp_path / "m.safetensors").unlink()
     with pytest.raises(WeightsError, match="cannot be read as safetensors"):
         load(tmp_path / "m.safetensors")
 
@@ -112,6 +118,105 @@ def test_a_file_of_another_kind_is_no_checkpoint(tmp_path, content):
     with pytest.raises(WeightsError, match="config.yaml") as caught:
         load(file)
     assert "weights_only" not in str(caught.value)  # torch's advice on how to run what it refused
+
+
+@pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
+def test_a_flipped_bit_is_refused_where_only_the_sum_can_tell(tmp_path, name):
+    model, path = _model(), tmp_path / name
+    if path.suffix == ".ckpt":
+        with summed_file(path) as part:
+            _checkpoint(part, model)
+    else:
+        save_safetensors(model, path)
+    weight = next(value for key, value in model.state_dict().items() if key.endswith("stem.0.weight"))
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    load(path)
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"{name}: damaged.*Copy the file again.*another checkpoint"):
+        load(path)
+    sum_path(path).unlink()
+    load(path)
+
+
+def _changed(**changes):
+    record = model_record(_model())
+    config = {**record["model"], **changes}
+    return {**record, "model": {key: value for key, value in config.items() if value != "absent"}}
+
+
+_MALFORMED = {
+    "a string": (lambda: "fcn", "it is a str, not a mapping"),
+    "a list": (lambda: [1], "it is a list, not a mapping"),
+    "no model": (lambda: {"format": 1, "version": "0"}, "no mapping 'model'"),
+    "model is a list": (lambda: {"format": 1, "model": []}, "no mapping 'model'"),
+    "no backbone": (lambda: _changed(backbone="absent"), "no mapping 'backbone'"),
+    "no normalizer": (lambda: _changed(normalizer="absent"), "no mapping 'normalizer'"),
+    "neck is a string": (lambda: _changed(neck="fpn"), "no mapping 'neck'"),
+    "head is empty": (lambda: _changed(head={}), "no mapping 'head' with a '_target_'"),
+    "target is a number": (lambda: _changed(head={"_target_": 3}), "no mapping 'head' with a '_target_'"),
+    "names are a number": (lambda: _changed(class_names=3), "'class_names' is not a list"),
+    "names are numbers": (lambda: _changed(class_names=[1, 2]), "'class_names' is not a list"),
+    "too many names": (lambda: _changed(class_names=["a"] * 7), "builds no model"),
+    "inference is a list": (lambda: _changed(inference=[1]), "'inference' is not a mapping"),
+    "another part": (lambda: _changed(backbone=_changed()["model"]["normalizer"]), "builds no model"),
+    "unknown argument": (
+        lambda: _changed(normalizer={**_changed()["model"]["normalizer"], "colour": 1}), "builds no model"
+    ),
+    "unknown target": (
+        lambda: _changed(head={"_target_": "pixvox.heads.nothing.Nothing"}), "pixvox.heads has no 'nothing'"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+@pytest.mark.parametrize(("make", "said"), _MALFORMED.values(), ids=_MALFORMED.keys())
+def test_malformed_records_are_named(tmp_path, kind, make, said):
+    from safetensors.torch import save_file
+
+    model, path = _model(), tmp_path / f"odd.{kind}"
+    if kind == "ckpt":
+        _checkpoint(path, model, **{RECORD_KEY: make()})
+    else:
+        save_file(model.state_dict(), path, metadata={RECORD_KEY: json.dumps(make())})
+    with pytest.raises(WeightsError, match=said) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+def test_metadata_that_is_no_json_is_named(tmp_path, text):
+    from safetensors.torch import save_file
+
+    save_file(_model().state_dict(), tmp_path / "odd.safetensors", metadata={RECORD_KEY: text})
+    with pytest.raises(WeightsError, match=r"odd.safetensors: the record of its model is not JSON"):
+        load(tmp_path / "odd.safetensors")
+
+
+def test_state_dicts_of_other_kinds_are_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"odd.ckpt: its state_dict is a list"):
+        load(_checkpoint(tmp_path / "odd.ckpt", _model(), state_dict=[torch.zeros(1)]))
+    with pytest.raises(WeightsError, match=r"odd.ckpt: the weights do not fit the model: .* missing"):
+        load(_checkpoint(tmp_path / "odd.ckpt", _model(), state_dict={1: torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a/best.ckpt", "s3://bucket/run", "hf://owner/model"])
+def test_a_url_is_to_be_downloaded_first(tmp_path, url):
+    from pathlib import Path
+
+    from pixvox.evaluation import evaluate
+    from pixvox.training import train
+
+    for function in (load, find_checkpoint, evaluate, lambda path: train([], resume=path)):
+        for path in (url, Path(url)):
+            with pytest.raises(WeightsError, match=r"^\w+://?.* is a URL; download it first"):
+                function(path)
+
+
+def test_a_folder_whose_name_has_a_colon_is_no_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = _checkpoint(tmp_path / "day:" / "best.ckpt", _model())
+    assert find_checkpoint("day:/best.ckpt").samefile(path)
 
 
 def test_foreign_and_newer_files_say_what_they_are(tmp_path):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pixvox.callbacks.nan_guard import state_is_finite
+from pixvox.files import check_sum, sum_path, summed_file
 from pixvox.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
@@ -61,3 +65,31 @@ class SaveWhenInterrupted(pl.Callback):
             return
         trainer.save_checkpoint(self.run.last)
         log.info("saved step %d in %s", trainer.global_step, self.run.last)
+
+
+class SummedCheckpoints(TorchCheckpointIO):
+    """Write a sum beside each checkpoint, and compare before one is loaded."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write the checkpoint whole or not at all, then its sum."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with summed_file(path) as part:
+            super().save_checkpoint(checkpoint, part, storage_options)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> Any:
+        """Load a checkpoint that matches its sum, or has none."""
+        check_sum(Path(path))
+        return super().load_checkpoint(path, *arguments, **options)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint with its sum."""
+        sum_path(Path(path)).unlink(missing_ok=True)
+        super().remove_checkpoint(path)
+
+
+def keep_sums(trainer: pl.Trainer) -> None:
+    """Let a trainer write sums, unless its strategy or a plugin has its own way of writing checkpoints."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = SummedCheckpoints()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from pixvox.files import whole_file
 
 
 class MetricsTable(Logger):
@@ -73,12 +74,10 @@ class MetricsTable(Logger):
         """Write the table; a crash in between leaves the old file whole."""
         if not self.rows:
             return
-        temporary = self.path.with_suffix(".csv.part")
-        with temporary.open("w", newline="") as file:
+        with whole_file(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
@@ -19,6 +18,7 @@ from pixvox.data.collate import Collate
 from pixvox.data.dataset import Dataset
 from pixvox.data.sample import Sample
 from pixvox.data.transforms.compose import Transform
+from pixvox.distributed.world import process_rank, world_size
 from pixvox.errors import DataError
 from pixvox.structures import Batch, Segmentation
 
@@ -61,7 +61,7 @@ class EpochSampler(Sampler[Key]):
         return self.per_process
 
     def _mine(self) -> Sequence[int]:
-        rank, world = _rank_and_world()
+        rank, world = process_rank(), world_size()
         if not self.shuffle:
             return range(rank, self.length, world)
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
@@ -70,12 +70,6 @@ class EpochSampler(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         return iter([(self.epoch, index) for index in self._mine()])
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class TrainingView(TorchDataset[Sample]):

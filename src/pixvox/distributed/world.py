@@ -16,6 +16,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_rank() -> int:
+    """Return the number of this process among those that train together."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def world_mean(value: Tensor | float, minimum: float = 1.0) -> Tensor:
     """Return the mean of ``value`` over all processes, at least ``minimum``, such as the number of positives.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch.distributed as dist
 
+from pixvox.distributed.world import gather_objects
 from pixvox.errors import DataError
 from pixvox.structures import Instances, Segmentation
 
@@ -62,13 +61,9 @@ def gather(items: list[Item]) -> list[Item]:
 
     Samplers deal images out in turn, so this is the order of a single process, and equal scores rank alike.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return items
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    missing = object()
-    turns = zip_longest(*parts, fillvalue=missing)
-    return [item for turn in turns for item in turn if item is not missing]
+    parts = gather_objects(items)
+    rounds = range(max(map(len, parts)))
+    return [part[turn] for turn in rounds for part in parts if turn < len(part)]
 
 
 def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:

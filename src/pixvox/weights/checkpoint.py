@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pixvox.errors import ConfigError, WeightsError
+from pixvox.files import check_sum, summed_file
 from pixvox.version import __version__
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def read_torch_file(path: Path) -> Any:
     """Read a file of ``torch.save`` without executing anything in it.
 
     Raises:
-        WeightsError: If the file is missing, empty, truncated, no such file, or holds more than tensors and
+        WeightsError: If the file is missing, empty, damaged, of another kind, or holds more than tensors and
             plain types.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the file is empty (0 bytes); use another checkpoint of the run")
+    check_sum(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -74,7 +76,7 @@ def read_torch_file(path: Path) -> Any:
         ) from error
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Return the tensors of a safetensors file, and our record when its metadata holds one.
 
     Raises:
@@ -84,6 +86,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | No
 
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
+    check_sum(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -91,55 +94,102 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | No
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: cannot be read as safetensors; it may be truncated ({error})") from error
     record = metadata.get(RECORD_KEY)
-    return tensors, json.loads(record) if record else None
+    try:
+        return tensors, None if record is None else json.loads(record)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: the record of its model is not JSON ({_first_line(error)}); save the model again"
+        ) from error
 
 
 def save_safetensors(model: Segmenter, path: str | Path) -> Path:
-    """Write weights and record of ``model`` as one safetensors file, whole or not at all."""
+    """Write weights and record of ``model`` as one safetensors file, whole or not at all, and its sum."""
     from safetensors.torch import save_file
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(tensors, partial, metadata={RECORD_KEY: json.dumps(model_record(model))})
-    partial.replace(path)
+    record = json.dumps(model_record(model))
+    with summed_file(path) as part:
+        save_file(tensors, part, metadata={RECORD_KEY: record})
     return path
 
 
-def rebuild(record: Mapping[str, Any], source: Path, trust: Sequence[str] = ()) -> Segmenter:
+def rebuild(record: Any, source: Path, trust: Sequence[str] = ()) -> Segmenter:
     """Build the model of a record, with random weights.
 
     Args:
-        record: What ``model_record`` gave.
+        record: What ``model_record`` gave; being out of a file, it may be anything.
         source: The file it came from, for messages.
         trust: Packages beside this one whose classes the record may name.
 
     Raises:
-        WeightsError: If the record is of a newer format, or names something that is not trusted.
+        WeightsError: If the record is malformed, is of a newer format, or names something that is not trusted.
     """
     from pixvox.configuration import check_targets
-    from pixvox.segmenter import Segmenter
+    from pixvox.segmenter import PARTS, Segmenter
 
+    config = _config_of(record, source)
+    for part in PARTS:
+        try:
+            check_targets(config[part], str(source), ("pixvox", *trust))
+            _check_kind(config[part], part, source)
+        except WeightsError:
+            raise
+        except (ConfigError, RecursionError) as error:
+            raise WeightsError(_naming(source, error)) from error
+    # The file brings all weights: nothing is to be fetched for the backbone.
+    if "pretrained" in config["backbone"]:
+        config["backbone"] = {**config["backbone"], "pretrained": False}
+    try:
+        return Segmenter.from_config(config)
+    except (ValueError, TypeError, AttributeError) as error:  # a module of ours that is no such part, for one
+        raise WeightsError(_naming(source, error)) from error
+
+
+def _config_of(record: Any, source: Path) -> dict[str, Any]:
+    """Return the configuration in a record, after a look at the shape of both.
+
+    Raises:
+        WeightsError: If the record is not as ``model_record`` makes it.
+    """
+    from pixvox.segmenter import PARTS
+
+    if not isinstance(record, Mapping):
+        raise _malformed(source, f"it is a {type(record).__name__}, not a mapping")
     if record.get("format") != FORMAT:
         raise WeightsError(
             f"{source}: its record has format {record.get('format')!r}, this version reads {FORMAT}; "
             f"it was written by pixvox {record.get('version')}, this is {__version__}"
         )
-    config = dict(record["model"])
-    for part in ("backbone", "neck", "head", "normalizer"):
-        try:
-            check_targets(config.get(part), str(source), ("pixvox", *trust))
-        except ConfigError as error:
-            raise WeightsError(str(error)) from error
-        _check_kind(config.get(part), part, source, trust)
-    # The file brings all weights: nothing is to be fetched for the backbone.
-    if isinstance(config["backbone"], Mapping) and "pretrained" in config["backbone"]:
-        config["backbone"] = {**config["backbone"], "pretrained": False}
-    return Segmenter.from_config(config)
+    config = record.get("model")
+    if not isinstance(config, Mapping):
+        raise _malformed(source, "it has no mapping 'model'")
+    for part in PARTS:
+        node = config.get(part)
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            raise _malformed(source, f"'model' has no mapping {part!r} with a '_target_'")
+    names = config.get("class_names") or []
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise _malformed(source, "'class_names' is not a list of names")
+    if not isinstance(config.get("inference") or {}, Mapping):
+        raise _malformed(source, "'inference' is not a mapping")
+    return dict(config)
 
 
-def _check_kind(node: Any, part: str, source: Path, trust: Sequence[str]) -> None:
+def _malformed(source: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{source}: the record of its model is malformed: {reason}. Save the checkpoint again with pixvox"
+    )
+
+
+def _naming(source: Path, error: BaseException) -> str:
+    """Return an error's message with the file before it, unless it names the file already."""
+    message = str(error) or type(error).__name__
+    return message if str(source) in message else f"{source}: its record builds no model: {message}"
+
+
+def _check_kind(node: Any, part: str, source: Path) -> None:
     """Refuse targets that are not modules: a trusted package holds functions that do more than build a part."""
     from pixvox.signatures import locate
 
@@ -151,10 +201,10 @@ def _check_kind(node: Any, part: str, source: Path, trust: Sequence[str]) -> Non
                     f"{source}: {part} names {node['_target_']!r}, which is no module; it is not run"
                 )
         for value in node.values():
-            _check_kind(value, part, source, trust)
+            _check_kind(value, part, source)
     elif isinstance(node, list | tuple):
         for value in node:
-            _check_kind(value, part, source, trust)
+            _check_kind(value, part, source)
 
 
 def load_state(model: Segmenter, state: Mapping[str, Tensor], source: Path, strict: bool = True) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pixvox.errors import WeightsError
+from pixvox.run_folder import pointed
 from pixvox.weights import torchvision
 from pixvox.weights.checkpoint import RECORD_KEY, load_state, read_safetensors, read_torch_file, rebuild
 
@@ -32,7 +33,7 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
     Raises:
         WeightsError: If there is no such file, or it is damaged, foreign, or does not fit its model.
     """
-    file = find_checkpoint(Path(path))
+    file = find_checkpoint(path)
     if file.suffix == ".safetensors":
         state, record = read_safetensors(file)
     else:
@@ -49,15 +50,13 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
     return model.eval()
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint that a path means: itself, or the best (else the last) of a run folder.
 
     Raises:
         WeightsError: If there is none; the message says where it was looked for.
     """
-    if path.name == "last" and path.is_file() and path.stat().st_size < 4096:
-        # Where links do not exist, runs/last is a text file with the newest run's name.
-        path = path.parent / path.read_text().strip()
+    path = pointed(path)
     if path.is_dir():
         candidates = [path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt",
                       path / "last.ckpt", path / "model.safetensors"]  # fmt: skip
@@ -71,11 +70,16 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
-def _split(content: Any, file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def _split(content: Any, file: Path) -> tuple[dict[str, Tensor], Any]:
     """Return the model's state dict and record out of the content of a checkpoint."""
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: it holds a {type(content).__name__}, not the weights of a model")
     state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        raise WeightsError(
+            f"{file}: its state_dict is a {type(state).__name__}, not a mapping of names to tensors"
+        )
+    state = {key: value for key, value in state.items() if isinstance(key, str)}
     for prefix in _MODEL_PREFIXES:
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if own:

@@ -1,0 +1,33 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import AsyncCheckpointIO
+
+from pixvox.callbacks.checkpoints import SummedCheckpoints, keep_sums
+from pixvox.errors import WeightsError
+from pixvox.files import check_sum
+
+
+def test_checkpoints_are_written_compared_and_removed_with_their_sums(tmp_path):
+    path, io = tmp_path / "new" / "best.ckpt", SummedCheckpoints()
+    for number in (1, 2):
+        io.save_checkpoint({"weight": torch.full((4,), number)}, path)
+    assert {file.name for file in path.parent.iterdir()} == {"best.ckpt", "best.ckpt.sha256"}
+    check_sum(path)
+    assert io.load_checkpoint(path, weights_only=True)["weight"].tolist() == [2, 2, 2, 2]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"best\.ckpt: damaged"):
+        io.load_checkpoint(path, weights_only=True)
+    io.remove_checkpoint(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_plugin_of_the_users_stays(tmp_path):
+    options = {"accelerator": "cpu", "logger": False, "default_root_dir": tmp_path}
+    plain, own = Trainer(**options), Trainer(**options, plugins=[AsyncCheckpointIO()])
+    for trainer in (plain, own):
+        keep_sums(trainer)
+    assert isinstance(plain.strategy.checkpoint_io, SummedCheckpoints)
+    assert isinstance(own.strategy.checkpoint_io, AsyncCheckpointIO)
