@@ -20,7 +20,7 @@ def test_configuration_composes_and_its_values_fit(group, choice):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path(CONFIG_FOLDER).glob("*.yaml")))
 def test_primary_configuration_composes(name):
-    compose(name)
+    assert OmegaConf.to_yaml(compose(name))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
