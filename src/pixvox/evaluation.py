@@ -166,7 +166,7 @@ def evaluation_config(
     own = _own_config(run)
     sizes = [
         override(key, own[key])
-        for key in ("image_size", "seed")
+        for key in ("image_size", "seed", "class_agnostic")
         if own is not None and own.get(key) is not None
     ]
     chosen = data_overrides(data, overrides) if data is not None else []

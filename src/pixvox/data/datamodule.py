@@ -12,10 +12,13 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from pixvox.data.collate import Collate
-from pixvox.data.dataset import Concatenation, Dataset, Subset, seeded_subset
+from pixvox.data.concatenation import Concatenation
+from pixvox.data.dataset import Dataset, Subset, seeded_subset
 from pixvox.data.loading import EpochSampler, EvaluationView, TrainingView
 from pixvox.data.metadata import Metadata
 from pixvox.data.options import check_options
+from pixvox.data.relabel import class_agnostic as without_classes
+from pixvox.data.split import drawn_splits
 from pixvox.data.transforms.compose import Transform
 from pixvox.errors import DataError
 from pixvox.structures import Batch
@@ -49,11 +52,17 @@ class DataModule(LightningDataModule):
         size_divisor: Padded sizes are multiples of it, one for all axes or per axis in array order; a model
             tells its own as ``segmenter.size_divisor``.
         min_object_size: Smaller objects (pixels or voxels) are not learned.
-        num_labeled_images: Size of the seeded subset of ``train`` whose annotations are used; -1 for all.
+        num_labeled_images: Size of the seeded subset of ``train`` whose annotations are used: a number, a
+            share in (0, 1), or -1 for all. Larger subsets of one seed hold the smaller ones.
         num_unlabeled_images: Size of the seeded subset of unlabelled images: those of ``unlabelled``, those
-            of ``train`` without annotations and those whose annotations are not used; -1 for all, 0 for none.
+            of ``train`` without annotations and those whose annotations are not used; a number, a share in
+            (0, 1), -1 for all, or 0 for none.
         on_bad_sample: ``"raise"``, or ``"skip"`` to train on the next good image instead of one that cannot
             be read; what was skipped is counted and listed in ``bad_samples()``. Evaluation always raises.
+        val_fraction: Share of the annotated images of ``train`` that becomes ``val`` when there is none,
+            drawn by seed; 0.2 for a ``path`` when None.
+        test_fraction: The same for ``test``; nothing is drawn when None.
+        class_agnostic: Learn and score objects whatever their class.
 
     Raises:
         DataError: If there is nothing to train on, or if the parts do not fit together.
@@ -76,17 +85,26 @@ class DataModule(LightningDataModule):
         seed: int = 42,
         size_divisor: int | Sequence[int] = 32,
         min_object_size: int = 4,
-        num_labeled_images: int = -1,
-        num_unlabeled_images: int = 0,
+        num_labeled_images: int | float = -1,
+        num_unlabeled_images: int | float = 0,
         on_bad_sample: Literal["raise", "skip"] = "raise",
+        val_fraction: float | None = None,
+        test_fraction: float | None = None,
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         if on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"on_bad_sample must be 'raise' or 'skip', got {on_bad_sample!r}")
         if path is not None:
-            train, val, test, unlabelled = _open_splits(path, dict(options or {}), seed)
+            own = {} if val_fraction is None else {"val_fraction": val_fraction}
+            train, val, test, unlabelled = _open_splits(path, {**(options or {}), **own}, seed)
         if train is None:
             raise DataError("a DataModule needs a train dataset, or the path of a dataset")
+        train, val, test = _drawn(train, val, test, val_fraction, test_fraction, seed)
+        if class_agnostic:
+            train = without_classes(train)
+            val = without_classes(val) if val is not None else None
+            test = without_classes(test) if test is not None else None
         self.train, self.unlabelled = _labelled_and_not(
             train, unlabelled, num_labeled_images, num_unlabeled_images, seed
         )
@@ -150,7 +168,7 @@ class DataModule(LightningDataModule):
             DataError: If there is no test split.
         """
         if self.test is None:
-            raise DataError("this dataset has no test split")
+            raise DataError("this dataset has no test split; give one, or set test_fraction")
         return self._evaluation_loader(self.test)
 
     def bad_samples(self) -> list[str]:
@@ -212,8 +230,29 @@ def _open_splits(
     return train, val, test, unlabelled
 
 
+def _drawn(
+    train: Dataset,
+    val: Dataset | None,
+    test: Dataset | None,
+    val_fraction: float | None,
+    test_fraction: float | None,
+    seed: int,
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Return the splits with those drawn from ``train`` that are asked for and that there are not."""
+    given = {"val": (val, val_fraction), "test": (test, test_fraction)}
+    shares = {name: share for name, (split, share) in given.items() if split is None and share is not None}
+    if not shares:
+        return train, val, test
+    parts = drawn_splits(train, shares, seed)
+    return parts["train"], parts.get("val", val), parts.get("test", test)
+
+
 def _labelled_and_not(
-    train: Dataset, unlabelled: Dataset | None, num_labeled: int, num_unlabeled: int, seed: int
+    train: Dataset,
+    unlabelled: Dataset | None,
+    num_labeled: int | float,
+    num_unlabeled: int | float,
+    seed: int,
 ) -> tuple[Dataset, Dataset | None]:
     """Return the images whose annotations are used, and those that serve without annotations."""
     missing = set(train.unlabelled_indices())

@@ -70,52 +70,34 @@ class Subset(Dataset):
         return [place for place, index in enumerate(self.indices) if self.hidden or index in missing]
 
 
-class Concatenation(Dataset):
-    """The images of several datasets, one after the other.
-
-    Args:
-        datasets: At least one; the metadata is that of the first.
-    """
-
-    def __init__(self, datasets: Sequence[Dataset]) -> None:
-        self.datasets = list(datasets)
-        self.metadata = self.datasets[0].metadata
-        self.ends = np.cumsum([len(dataset) for dataset in self.datasets]).tolist()
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def _place(self, index: int) -> tuple[Dataset, int]:
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.datasets[part], index - (self.ends[part - 1] if part else 0)
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of a dataset of {len(self)} images")
-        dataset, place = self._place(index)
-        return replace(dataset[place], index=index)
-
-    def source(self, index: int) -> str:
-        """Return the file or name of image ``index``."""
-        dataset, place = self._place(index)
-        return dataset.source(place)
-
-
-def seeded_subset(count: int, wanted: int, seed: int) -> list[int]:
-    """Return ``wanted`` of ``count`` indices in ascending order; -1 stands for all.
+def seeded_subset(count: int, wanted: int | float, seed: int) -> list[int]:
+    """Return some of ``count`` indices in ascending order.
 
     A larger subset holds every smaller one of the same seed, so that curves over the number of labels are
     comparable.
 
+    Args:
+        count: How many there are.
+        wanted: A number of indices, a share in (0, 1), or -1 for all.
+        seed: Seed of the draw.
+
     Raises:
-        ValueError: If more are wanted than there are.
+        ValueError: If more are wanted than there are, or the share is none.
 
     Example:
-        >>> set(seeded_subset(10, 3, seed=42)) <= set(seeded_subset(10, 5, seed=42))
+        >>> set(seeded_subset(10, 3, seed=42)) <= set(seeded_subset(10, 0.5, seed=42))
         True
     """
     if wanted == -1:
         return list(range(count))
+    if wanted != int(wanted):
+        if not 0 < wanted < 1:
+            raise ValueError(
+                f"{wanted} is neither a number of images nor a share between 0 and 1; -1 takes all"
+            )
+        wanted = min(count, max(1, round(wanted * count)))
+    elif isinstance(wanted, float):
+        raise ValueError(f"{wanted} may mean a number or a share; write {int(wanted)}, or -1 for all")
     if not 0 <= wanted <= count:
         raise ValueError(f"{wanted} images were asked for, there are {count}; -1 takes all")
-    return sorted(np.random.default_rng(seed).permutation(count)[:wanted].tolist())
+    return sorted(np.random.default_rng(seed).permutation(count)[: int(wanted)].tolist())

@@ -165,7 +165,7 @@ def test_task_and_classes_are_guessed_and_said(tmp_path, maps, task, names, capl
 def test_what_was_found_is_logged(tmp_path, caplog):
     picture(tmp_path / "images" / "train" / "a.png")
     picture(tmp_path / "labels" / "train" / "a.png")
-    with caplog.at_level(logging.INFO), pytest.raises(DataError, match="two are needed"):
+    with caplog.at_level(logging.INFO), pytest.raises(DataError, match="at least 2 are needed"):
         open_dataset(tmp_path, task="instance")
     assert "1 images with annotations in" in caplog.text
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pixvox.data.dataset import Dataset, Subset, seeded_subset
+from pixvox.data.dataset import Dataset, Subset
 from pixvox.data.datasets.coco import CocoDataset
 from pixvox.data.datasets.guess import guess_labels
 from pixvox.data.datasets.label_folder import LabelFolder
 from pixvox.data.datasets.layout import SPLITS, Layout, Split, find_layout
 from pixvox.data.images import MAX_PIXELS, Channels, list_images, read_image
 from pixvox.data.metadata import Task
+from pixvox.data.split import drawn_splits
 from pixvox.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def open_dataset(
         dataset = LabelFolder(chosen.images, chosen.annotations, unit=str(stated.get("unit", "um")), **common)
     _log_found(dataset, split, chosen)
     if part is not None:
-        dataset = _part(dataset, part, val_fraction, seed)
+        dataset = drawn_splits(dataset, {"val": val_fraction}, seed)[part]
     return _labelled_only(dataset) if split in ("val", "test") else dataset
 
 
@@ -123,23 +124,6 @@ def _choose(layout: Layout, root: Path, split: str) -> tuple[Split, str | None]:
     if split in layout.splits:
         return layout.splits[split], None
     raise DataError(f"{root} has no split {split!r}; it has {', '.join(layout.splits)}")
-
-
-def _part(dataset: Dataset, part: str, val_fraction: float, seed: int) -> Dataset:
-    """Return the images of a drawn split; images without annotations always belong to train."""
-    if not 0 < val_fraction < 1:
-        raise DataError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
-    missing = set(dataset.unlabelled_indices())
-    annotated = [index for index in range(len(dataset)) if index not in missing]
-    if len(annotated) < 2:
-        raise DataError(
-            f"{dataset.metadata.name} has {len(annotated)} annotated images and no val split; two are needed"
-        )
-    wanted = min(max(1, round(val_fraction * len(annotated))), len(annotated) - 1)
-    val = {annotated[place] for place in seeded_subset(len(annotated), wanted, seed)}
-    logger.info("no val split: %d of %d images drawn with seed %d", wanted, len(annotated), seed)
-    kept = [index for index in range(len(dataset)) if (index in val) == (part == "val")]
-    return Subset(dataset, kept)
 
 
 def _labelled_only(dataset: Dataset) -> Dataset:
