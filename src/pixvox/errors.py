@@ -15,3 +15,7 @@ class ConfigError(PixvoxError):
 
 class WeightsError(PixvoxError):
     """A checkpoint or weights file is missing, damaged, foreign or does not fit the model."""
+
+
+class TrainingError(PixvoxError):
+    """A training cannot go on: its loss is not finite, memory or disk is full, or a process has died."""

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pixvox.data.collate import Collate
 from pixvox.data.concatenation import Concatenation
 from pixvox.data.dataset import Dataset, Subset, seeded_subset
+from pixvox.data.loader import ResumableLoader
 from pixvox.data.loading import EpochSampler, EvaluationView, TrainingView
 from pixvox.data.metadata import Metadata
 from pixvox.data.options import check_options
@@ -200,7 +201,7 @@ class DataModule(LightningDataModule):
     def _loader(
         self, view: Any, batch_size: int, sampler: EpochSampler, collate: Any, drop_last: bool
     ) -> DataLoader[Batch]:
-        return DataLoader(
+        return ResumableLoader(
             view,
             batch_size=batch_size,
             sampler=sampler,
