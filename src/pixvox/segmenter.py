@@ -15,7 +15,7 @@ from pixvox.errors import ConfigError
 from pixvox.heads.head import Head, Outputs
 from pixvox.necks.neck import Neck, NoNeck
 from pixvox.normalizer import Normalizer, PercentileNormalizer
-from pixvox.structures import Features, Geometry, Segmentation, Targets
+from pixvox.structures import Batch, Features, Geometry, Segmentation, Targets
 
 PARTS = ("backbone", "neck", "head", "normalizer")
 """What a model is made of, by the keys of its configuration."""
@@ -78,6 +78,7 @@ class Segmenter(nn.Module):
         images: Float[Tensor, "batch channels *spatial"],
         targets: Targets | None = None,
         valid_sizes: Int[Tensor, "batch dims"] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Outputs:
         """Return the head's raw outputs; with targets they hold ``"losses"`` too.
 
@@ -85,8 +86,10 @@ class Segmenter(nn.Module):
             images: Normalised images of any size.
             targets: Truth in the frame of ``images``.
             valid_sizes: The part of each image that is not padding, in array order; by default all of it.
+            seeds: Seed of what the head draws for each image; by default it draws from torch's generator.
         """
         features = self.features(images, valid_sizes)
+        features.seeds = seeds
         outputs: Outputs = self.head(features, targets)
         if targets is not None:
             outputs["losses"] = self.head.loss(outputs, targets)
@@ -126,6 +129,29 @@ class Segmenter(nn.Module):
             result.geometry = geometry
             result.class_names = self.class_names
         return results
+
+    def run(
+        self,
+        batch: Batch,
+        with_targets: bool = False,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Outputs:
+        """Return the raw outputs of a collated batch of un-normalised images, on the model's device.
+
+        Args:
+            batch: As ``Collate`` makes it.
+            with_targets: Hand the batch's targets over too, so that the outputs hold ``"losses"``.
+            memory_format: Layout of the images, such as ``torch.channels_last``.
+        """
+        valid_sizes = batch.valid_sizes
+        images = self.normalize(batch.images, batch.intensity_ranges, valid_sizes)
+        images = images.contiguous(memory_format=memory_format)
+        outputs: Outputs = self(images, batch.targets if with_targets else None, valid_sizes, batch.seeds)
+        return outputs
+
+    def segment(self, batch: Batch) -> list[Segmentation]:
+        """Return the predictions of a collated batch in the original frame of each image, on the CPU."""
+        return [result.to("cpu") for result in self.postprocess(self.run(batch), batch.geometries)]
 
     def predict(self, inputs: Any, **options: Any) -> Any:
         """Segment a path, folder, list, PIL image, array or **un-normalised** tensor, at its original size.

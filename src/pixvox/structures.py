@@ -342,6 +342,7 @@ class Features:
         input_size: Size of the images as they were given, in array order: the frame of targets and outputs.
         valid_sizes: The part of each image that is not padding, in array order.
         extras: Named by-products of a backbone, such as pooling indices.
+        seeds: Seed of whatever the head draws for each image; None draws from torch's global generator.
     """
 
     levels: tuple[Tensor, ...]
@@ -350,11 +351,23 @@ class Features:
     input_size: Size
     valid_sizes: Int[Tensor, "batch dims"]
     extras: dict[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] | None = None
 
     @property
     def padded_size(self) -> Size:
         """Size of the images that the levels were computed from, in array order."""
         return tuple(self.images.shape[2:])
+
+    def generators(self) -> list[torch.Generator | None]:
+        """Return a generator per image on the features' device, or None for each to use the global one.
+
+        A head that draws (samples of anchors, noise) draws from these, so that the draws of an image depend
+        neither on the rest of its batch nor on the number of processes.
+        """
+        if self.seeds is None:
+            return [None] * self.images.shape[0]
+        device = self.images.device
+        return [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
 
 
 Targets = Sequence[Instances] | Int[Tensor, "batch *spatial"]
@@ -374,6 +387,9 @@ class Batch:
         truths: Truth in the original frame, for evaluation only; it stays on the CPU.
         indices: Index of each image in its dataset.
         sources: File or name of each image.
+        seeds: Seed of what a head draws for each image, by (seed, epoch, index); None when unknown.
+        repeated: True for a batch that another process evaluates already: it only keeps the number of steps of
+            all processes equal, and is not scored.
     """
 
     images: Float[Tensor, "batch channels *spatial"]
@@ -383,6 +399,8 @@ class Batch:
     truths: list[Segmentation] | None = None
     indices: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    seeds: list[int] | None = None
+    repeated: bool = False
 
     def __len__(self) -> int:
         return self.images.shape[0]

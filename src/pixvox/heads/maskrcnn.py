@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixvox.distributed.world import world_mean
 from pixvox.heads.anchors import AnchorGenerator
 from pixvox.heads.head import Head, Outputs
+from pixvox.heads.maskrcnn_suggestions import suggest_maskrcnn
 from pixvox.heads.region_proposals import RegionProposalNetwork, leave_out_ignored
 from pixvox.layers import conv, conv_transpose
 from pixvox.ops.box_coding import BoxCoder
@@ -20,6 +22,10 @@ from pixvox.ops.matching import Matcher, balanced_sample
 from pixvox.ops.nms import batched_nms
 from pixvox.ops.roi_align import multi_scale_roi_align
 from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+    from pixvox.data.suggestions import Suggestion
 
 
 class BoxBranch(nn.Module):
@@ -203,6 +209,17 @@ class MaskRCNN(Head):
         self.matcher = Matcher(positive_iou, positive_iou, allow_low_quality_matches=False)
         self.coder = BoxCoder(weights=(10.0, 5.0))
 
+    @classmethod
+    def suggest(
+        cls,
+        facts: Fingerprint,
+        options: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        patch: Sequence[int],
+    ) -> list[Suggestion]:
+        """Return anchors by sides and shapes, proposals and samples by counts, suppression by crowding."""
+        return suggest_maskrcnn(facts, strides, patch)
+
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return raw outputs.
 
@@ -211,16 +228,17 @@ class MaskRCNN(Head):
         (background last), ``labels``, ``scores``, ``roi_mask_logits`` and their validity mask ``valid``.
         """
         instances = _instances(targets)
-        outputs: Outputs = {"rpn": self.rpn(features, instances)}
+        generators = features.generators()
+        outputs: Outputs = {"rpn": self.rpn(features, instances, generators)}
         proposals = outputs["rpn"]["proposals"]
         if instances is not None:
-            outputs["samples"] = self._learn(features, proposals, instances)
+            outputs["samples"] = self._learn(features, proposals, instances, generators)
         if instances is None or not self.training:
             outputs.update(self._detect(features, proposals))
         return outputs
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Return the losses of proposals, classes, boxes and masks."""
+        """Return the losses of proposals, classes, boxes and masks, over the regions of all processes."""
         samples = outputs["samples"]
         labels, positives = samples["labels"], samples["positives"]
         rows = torch.arange(len(samples["positive_labels"]), device=labels.device)
@@ -229,11 +247,13 @@ class MaskRCNN(Head):
         mask_logits = samples["mask_logits"][rows, samples["positive_labels"]].float()
         mask_loss = F.binary_cross_entropy_with_logits(mask_logits, samples["wanted_masks"], reduction="sum")
         class_loss = F.cross_entropy(samples["class_logits"].float(), labels, reduction="sum")
+        counts = torch.tensor([len(labels), mask_logits.numel()], device=labels.device)
+        num_regions, num_mask_points = world_mean(counts)
         return {
             **self.rpn.loss(outputs["rpn"]),
-            "class": class_loss / max(1, len(labels)),
-            "box": box_loss / max(1, len(labels)),
-            "mask": mask_loss / max(1, mask_logits.numel()),
+            "class": class_loss / num_regions,
+            "box": box_loss / num_regions,
+            "mask": mask_loss / num_mask_points,
         }
 
     def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
@@ -268,12 +288,16 @@ class MaskRCNN(Head):
         )
 
     def _learn(
-        self, features: Features, proposals: Sequence[Tensor], targets: Sequence[Instances]
+        self,
+        features: Features,
+        proposals: Sequence[Tensor],
+        targets: Sequence[Instances],
+        generators: Sequence[torch.Generator | None],
     ) -> dict[str, Tensor]:
         """Predict class, box and mask for regions sampled with the help of the truth."""
         regions, positive_boxes, parts = [], [], []
-        for boxes, instances in zip(proposals, targets, strict=True):
-            chosen, part = self._sample(boxes, instances)
+        for boxes, instances, generator in zip(proposals, targets, generators, strict=True):
+            chosen, part = self._sample(boxes, instances, generator)
             regions.append(chosen)
             positive_boxes.append(chosen[: len(part["positive_labels"])])
             parts.append(part)
@@ -295,7 +319,9 @@ class MaskRCNN(Head):
         }
 
     @torch.no_grad()
-    def _sample(self, proposals: Tensor, instances: Instances) -> tuple[Tensor, dict[str, Tensor]]:
+    def _sample(
+        self, proposals: Tensor, instances: Instances, generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Choose regions of one image, positives first, and what they should become."""
         if instances.masks is None:
             raise ValueError(
@@ -305,7 +331,7 @@ class MaskRCNN(Head):
         regions = torch.cat([proposals, objects.boxes])
         matches = self.matcher(box_iou(objects.boxes, regions))
         matches = leave_out_ignored(matches, regions, instances.boxes[instances.ignore])
-        positives, negatives = balanced_sample(matches, self.box_samples, self.positive_fraction)
+        positives, negatives = balanced_sample(matches, self.box_samples, self.positive_fraction, generator)
         boxes, matched = regions[positives], matches[positives]
         background = torch.full_like(negatives, self.num_classes)
         true_masks = objects.masks[matched]  # type: ignore[index]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixvox.distributed.world import world_mean
 from pixvox.heads.anchors import AnchorGenerator
 from pixvox.layers import conv
 from pixvox.ops.box_coding import BoxCoder
@@ -69,8 +70,19 @@ class RegionProposalNetwork(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Features, targets: Sequence[Instances] | None) -> dict[str, Any]:
-        """Return raw scores and shifts of all anchors, the proposals, and with targets the sampled anchors."""
+    def forward(
+        self,
+        features: Features,
+        targets: Sequence[Instances] | None,
+        generators: Sequence[torch.Generator | None] | None = None,
+    ) -> dict[str, Any]:
+        """Return raw scores and shifts of all anchors, the proposals, and with targets the sampled anchors.
+
+        Args:
+            features: The levels.
+            targets: Truth of each image.
+            generators: Source of randomness of each image's sampling; the global one by default.
+        """
         objectness, deltas = [], []
         for level in features.levels:
             hidden = F.relu(self.conv(level))
@@ -85,7 +97,7 @@ class RegionProposalNetwork(nn.Module):
             "anchors": torch.cat(anchors),
         }
         if targets is not None:
-            outputs["samples"] = self.sample(outputs["anchors"], targets)
+            outputs["samples"] = self.sample(outputs["anchors"], targets, generators or [None] * len(targets))
         outputs["proposals"] = self.propose(outputs, counts, features.valid_sizes.tolist())
         return outputs
 
@@ -116,14 +128,21 @@ class RegionProposalNetwork(nn.Module):
         return proposals
 
     @torch.no_grad()
-    def sample(self, anchors: Tensor, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
+    def sample(
+        self,
+        anchors: Tensor,
+        targets: Sequence[Instances],
+        generators: Sequence[torch.Generator | None] | None = None,
+    ) -> list[dict[str, Tensor]]:
         """Choose the anchors of each image that enter the loss, and what they should become."""
         samples = []
-        for instances in targets:
+        for instances, generator in zip(targets, generators or [None] * len(targets), strict=True):
             objects = instances[~instances.ignore]
             matches = self.matcher(box_iou(objects.boxes, anchors))
             matches = leave_out_ignored(matches, anchors, instances.boxes[instances.ignore])
-            positives, negatives = balanced_sample(matches, self.samples_per_image, self.positive_fraction)
+            positives, negatives = balanced_sample(
+                matches, self.samples_per_image, self.positive_fraction, generator
+            )
             matched = objects.boxes[matches[positives]]
             samples.append(
                 {
@@ -135,7 +154,7 @@ class RegionProposalNetwork(nn.Module):
         return samples
 
     def loss(self, outputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the loss of scores and of shifts over the sampled anchors."""
+        """Return the loss of scores and of shifts, over the sampled anchors of all processes."""
         logits, truth, predicted, wanted = [], [], [], []
         for objectness, deltas, sample in zip(
             outputs["objectness"], outputs["deltas"], outputs["samples"], strict=True
@@ -145,7 +164,7 @@ class RegionProposalNetwork(nn.Module):
             truth.append((torch.arange(len(chosen), device=chosen.device) < len(sample["positives"])).float())
             predicted.append(deltas[sample["positives"]].float())
             wanted.append(sample["deltas"])
-        count = max(1, sum(len(part) for part in logits))
+        count = world_mean(torch.tensor(sum(map(len, logits)), device=outputs["objectness"].device))
         objectness_loss = F.binary_cross_entropy_with_logits(
             torch.cat(logits), torch.cat(truth), reduction="sum"
         )

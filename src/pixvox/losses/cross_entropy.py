@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pixvox.distributed.world import world_mean
 from pixvox.structures import IGNORE_INDEX
 
 
@@ -41,11 +42,14 @@ class CrossEntropy(nn.Module):
     def forward(
         self, logits: Float[Tensor, "batch classes *spatial"], labels: Int[Tensor, "batch *spatial"]
     ) -> Float[Tensor, ""]:
-        """Return the mean over the pixels that count."""
-        if not (labels != self.ignore_index).any():
-            return logits.sum() * 0.0
+        """Return the mean over the pixels that count, in all processes that share a step."""
+        labels = labels.long()
         loss = F.cross_entropy(
-            logits.float(), labels.long(), self.class_weights,
-            ignore_index=self.ignore_index, label_smoothing=self.label_smoothing,
+            logits.float(), labels, self.class_weights,
+            ignore_index=self.ignore_index, label_smoothing=self.label_smoothing, reduction="sum",
         )  # fmt: skip
-        return self.weight * loss
+        counted = labels[labels != self.ignore_index]
+        weights = self.class_weights
+        count = counted.new_tensor(len(counted)) if weights is None else weights[counted].sum()
+        # Weights may add up to less than 1; where nothing counts the sum above is 0.
+        return self.weight * loss / world_mean(count, minimum=torch.finfo(torch.float32).tiny)

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pixvox.distributed.world import world_sum
 from pixvox.structures import IGNORE_INDEX
 
 
 class Dice(nn.Module):
-    """One minus the soft Dice coefficient of each class, over the whole batch.
+    """One minus the soft Dice coefficient of each class, over the whole batch, of all processes.
 
     "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation" (Milletari et al., 2016,
     https://arxiv.org/abs/1606.04797), with plain denominators. A region term: a rare class weighs as much
@@ -52,11 +53,15 @@ class Dice(nn.Module):
         probabilities = logits.float().softmax(dim=1) * valid
         truth = F.one_hot(torch.where(valid[:, 0], labels.long(), 0), logits.shape[1]).movedim(-1, 1) * valid
         axes = [0, *range(2, logits.dim())]
-        shared = (probabilities * truth).sum(axes)
-        total, present = (probabilities + truth).sum(axes), truth.sum(axes) > 0
+        sums = torch.stack(
+            [(probabilities * truth).sum(axes), (probabilities + truth).sum(axes), truth.sum(axes).float()]
+        )
+        shared, total, true = world_sum(sums)
+        present = true > 0
         if not self.include_background:
             present[0] = False
         if not present.any():
             return logits.sum() * 0.0
         dice = (2 * shared + self.smooth) / (total + self.smooth)
-        return self.weight * (1 - dice[present]).mean()
+        loss: Tensor = self.weight * (1 - dice[present]).mean()
+        return loss
