@@ -32,6 +32,7 @@ from pixvox.signatures import Signature, describe, example, fits, locate, neares
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 SHORT_KEYS: dict[str, Any] = {
+    "auto": bool,
     "image_size": int | list[int] | None,
     "batch_size": int,
     "learning_rate": float,
@@ -79,6 +80,9 @@ _LEAST: dict[str, float] = {
     "early_stopping.patience": 0,
 }
 """The lowest value that a short key takes; -1 means all, or without end."""
+
+_ELSEWHERE = {"paradigm": "method, such as method=supervised"}
+"""Keys of other tools whose name here is not alike."""
 
 TRUSTED_PACKAGES = ("pixvox",)
 """Where a ``_target_`` of a configuration that came with a run or a checkpoint may live."""
@@ -232,8 +236,10 @@ def _known(override: Override, base: DictConfig) -> str:
     parent = _node(base, key.rpartition(".")[0])
     if isinstance(parent, DictConfig) and "_target_" in parent:
         takes = signature(locate(parent._target_))
-        if key.rpartition(".")[2] in takes.annotations:
+        if takes.open or key.rpartition(".")[2] in takes.annotations:
             return "++" + text
+    if key in _ELSEWHERE:
+        raise ConfigError(f"unknown key {key!r}: here it is {_ELSEWHERE[key]}")
     raise ConfigError(f"unknown key {key!r}; {nearest(key, _all_keys(base))}")
 
 

@@ -1,10 +1,11 @@
+import functools
 import math
 
 import pytest
 import torch
 
 from pixvox.errors import ConfigError
-from pixvox.optimizers.schedules import constant, cosine, polynomial, step
+from pixvox.optimizers.schedules import Length, constant, cosine, lr_scheduler, one_cycle, polynomial, step
 
 
 def rates(make, total=20, **options):
@@ -46,8 +47,81 @@ def test_rate_stays_at_its_end_after_the_last_step():
     assert factor(10) == factor(15) == pytest.approx(0.0)
 
 
+def test_warmup_cosine_and_cooldown_count_epochs():
+    options = {"unit": "epochs", "steps_per_epoch": 2, "warmup": 25, "cooldown": 50, "final_factor": 0.01}
+    values = rates(cosine, total=1000, **options)  # 500 epochs of two steps
+    assert values[0] == pytest.approx(1 / 51)
+    assert values[49] == pytest.approx(50 / 51)
+    assert values[50] == 1.0
+    assert values[475] == pytest.approx(0.01 + 0.99 * 0.5)  # half-way between steps 50 and 900
+    assert values[899] > 0.01
+    assert values[900:] == pytest.approx([0.01] * 101)
+
+
+def test_lengths_are_the_same_as_shares_steps_and_epochs():
+    shares = rates(polynomial, warmup=0.2, cooldown=0.1)
+    steps = rates(polynomial, warmup=4, cooldown=2)
+    epochs = rates(polynomial, warmup=2, cooldown=1, unit="epochs", steps_per_epoch=2)
+    assert shares == steps == epochs
+
+
+def test_milestones_count_epochs_or_steps_from_the_start():
+    by_epochs = rates(step, total=36, warmup=0, milestones=[27, 33], unit="epochs", steps_per_epoch=1)
+    assert [by_epochs[i] for i in (26, 27, 32, 33)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+    assert rates(step, warmup=4, milestones=[0.5])[9:11] == rates(step, warmup=4, milestones=[10])[9:11]
+
+
+def test_milestones_behind_the_end_are_told(caplog):
+    values = rates(step, warmup=0, milestones=[30, 40])
+    assert values == [1.0] * 21
+    assert "[30, 40] are not reached" in caplog.text
+
+
+def test_one_cycle_rises_to_each_groups_rate_and_falls():
+    weights = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    groups = [{"params": weights[:1], "lr": 1.0}, {"params": weights[1:], "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    scheduler = one_cycle(optimizer, total_steps=21, warmup=5, initial_factor=0.1, final_factor=0.001)
+    seen, momentum = [], []
+    for _ in range(21):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        momentum.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        scheduler.step()
+    assert seen[0] == pytest.approx([0.1, 0.01])
+    assert seen[4] == pytest.approx([1.0, 0.1])  # the fifth of five steps
+    assert seen[20] == pytest.approx([0.001, 0.0001])
+    assert (momentum[0], momentum[4]) == pytest.approx((0.95, 0.85))
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="warmup=-1"):
         rates(constant, warmup=-1)
+    with pytest.raises(ConfigError, match="cooldown=-2"):
+        rates(cosine, cooldown=-2)
     with pytest.raises(ConfigError, match="milestones"):
-        rates(step, milestones=[30, 40])
+        rates(step, milestones=[0, 0.5])
+    with pytest.raises(ConfigError, match="unit=epochs"):
+        rates(cosine, unit="epochs")
+    with pytest.raises(ConfigError, match="unit=hours"):
+        Length(100, "hours")
+    with pytest.raises(ConfigError, match="final_factor=0"):
+        rates(one_cycle, final_factor=0)
+
+
+def test_factory_is_given_what_it_takes():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    asked = []
+
+    def mine(optimizer, steps_per_epoch):
+        asked.append(steps_per_epoch)
+        return {"scheduler": None, "interval": "epoch"}
+
+    assert lr_scheduler(mine, optimizer, 100, 10)["interval"] == "epoch"
+    assert asked == [10]
+    step_lr = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=5)
+    assert lr_scheduler(step_lr, optimizer, 100, 10)["interval"] == "step"
+    fixed = functools.partial(
+        torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=50, cycle_momentum=False
+    )
+    assert lr_scheduler(fixed, optimizer, 100, 10)["scheduler"].total_steps == 50

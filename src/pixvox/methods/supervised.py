@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pixvox.callbacks.plateau import PlateauSteps
+from pixvox.distributed.world import apart
 from pixvox.errors import ConfigError
 from pixvox.layers import memory_format
 from pixvox.methods.typing import OptimizerFactory, SchedulerFactory, Scores
 from pixvox.optimizers.parameter_groups import parameter_groups
+from pixvox.optimizers.schedules import lr_scheduler
 from pixvox.segmenter import Segmenter
 from pixvox.structures import Batch, Segmentation
 
@@ -27,7 +32,7 @@ class Supervised(pl.LightningModule):
     Args:
         segmenter: The model.
         optimizer: Called with parameter groups, each with its ``lr``: a partial of a ``torch.optim`` class.
-        scheduler: Called with the optimiser and the number of optimiser steps of the run, or None.
+        scheduler: Builds the schedule, see ``pixvox.optimizers.schedules.lr_scheduler``; None keeps the rate.
         metrics: Scores of the validation: ``update(predictions, truths)``, ``compute()`` and ``reset()``.
         learning_rate: Peak learning rate; by default the optimiser partial's own ``lr``.
         backbone_learning_rate_factor: The backbone's share of the learning rate.
@@ -81,10 +86,11 @@ class Supervised(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Segmentation]]:
         """Score a batch and return its ``predictions`` in the original frame."""
-        _, outputs = self._run(batch, "val")
+        with apart():  # batches are validated one by one, whatever the other processes do
+            _, outputs = self._run(batch, "val")
         predictions = self.segmenter.postprocess(outputs, batch.geometries)
         predictions = [prediction.to("cpu") for prediction in predictions]
-        if self.metrics is not None and batch.truths is not None:
+        if self.metrics is not None and batch.truths is not None and not batch.repeated:
             self.metrics.update(predictions, batch.truths)
         return {"predictions": predictions}
 
@@ -92,16 +98,13 @@ class Supervised(pl.LightningModule):
         """Normalise, run the model, add up and log its loss terms."""
         if batch.targets is None:
             raise ConfigError("supervised learning needs labels, but this batch has none; check the dataset")
-        valid_sizes = batch.valid_sizes
-        images = self.segmenter.normalize(batch.images, batch.intensity_ranges, valid_sizes)
-        images = images.contiguous(memory_format=self.memory_format)
-        outputs: dict[str, Any] = self.segmenter(images, batch.targets, valid_sizes)
+        outputs = self.segmenter.run(batch, with_targets=True, memory_format=self.memory_format)
         terms: dict[str, Tensor] = outputs["losses"]
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         logged = {f"{stage}/{name}": term.detach() for name, term in {"loss": loss, **terms}.items()}
-        training = stage == "train"
+        training, count = stage == "train", 0 if batch.repeated else len(batch)
         self.log_dict(
-            logged, batch_size=len(batch), on_step=training, on_epoch=not training, sync_dist=not training
+            logged, batch_size=count, on_step=training, on_epoch=not training, sync_dist=not training
         )
         return loss, outputs
 
@@ -134,7 +137,7 @@ class Supervised(pl.LightningModule):
         self._since = None
 
     def configure_optimizers(self) -> Any:
-        """Build the optimiser over parameter groups, and a scheduler stepped after each optimiser step."""
+        """Build the optimiser over parameter groups, and its schedule."""
         optimizer = self.optimizer(
             parameter_groups(
                 self.segmenter,
@@ -145,14 +148,27 @@ class Supervised(pl.LightningModule):
         )
         if self.scheduler is None:
             return optimizer
-        scheduler = self.scheduler(optimizer, total_steps=self._total_steps())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule = lr_scheduler(self.scheduler, optimizer, self._total_steps(), self._steps_per_epoch())
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Add what steps a schedule that watches a score."""
+        return [PlateauSteps()]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule; one that watches a score was stepped by ``PlateauSteps``."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ConfigError("a schedule needs an end: give epochs=N or max_steps=N")
         return max(1, int(steps))
+
+    def _steps_per_epoch(self) -> int | None:
+        batches, together = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        return None if batches == float("inf") else max(1, math.ceil(batches / together))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch without waiting for pinned memory to arrive; truths stay on the CPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch.optim import Optimizer
@@ -14,11 +14,8 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 """Takes parameter groups; a partial of a ``torch.optim`` class."""
 
 
-@runtime_checkable
-class SchedulerFactory(Protocol):
-    """Takes the optimiser and the number of optimiser steps of the run."""
-
-    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler: ...  # noqa: D102
+SchedulerFactory = Callable[..., LRScheduler | Mapping[str, Any]]
+"""Takes the optimiser and the length of the run, see ``pixvox.optimizers.schedules.lr_scheduler``."""
 
 
 @runtime_checkable
