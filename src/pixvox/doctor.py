@@ -6,9 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 from typing import Any
 
+from pixvox.devices import device_summary
 from pixvox.version import __version__
 
 PACKAGES = (
@@ -63,33 +63,6 @@ def package_versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return versions
-
-
-def device_summary() -> dict[str, Any]:
-    """Return the device that training will find by itself: CUDA, else MPS, else the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return {
-            "kind": "cuda",
-            "name": properties.name,
-            "count": torch.cuda.device_count(),
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "bf16": torch.cuda.is_bf16_supported(),
-        }
-    if torch.backends.mps.is_available():
-        return {"kind": "mps", "name": platform.machine(), "count": 1}
-    return {"kind": "cpu", "name": _cpu_name(), "count": 1}
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            found = re.search(r"model name\s*:\s*(.+)", file.read())
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def _memory_gib() -> float | None:

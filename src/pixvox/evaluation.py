@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pixvox.assembly import build_datamodule, build_metrics, check_task, complete
 from pixvox.configuration import check_targets, compose, data_overrides, override
+from pixvox.devices import default_device
 from pixvox.errors import ConfigError
 from pixvox.run_folder import RunFolder, find_run
 from pixvox.structures import Batch, Segmentation
@@ -100,18 +101,8 @@ def predictions_of(model: Segmenter, batches: Any) -> Iterator[tuple[Batch, list
         moved = batch.to(device, non_blocking=True)
         start = time.perf_counter()
         with torch.inference_mode():
-            valid_sizes = moved.valid_sizes
-            images = model.normalize(moved.images, moved.intensity_ranges, valid_sizes)
-            outputs = model(images, valid_sizes=valid_sizes)
-            predictions = [result.to("cpu") for result in model.postprocess(outputs, batch.geometries)]
+            predictions = model.segment(moved)
         yield batch, predictions, time.perf_counter() - start
-
-
-def default_device() -> torch.device:
-    """Return CUDA, else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def loader(datamodule: DataModule, split: str) -> Any:

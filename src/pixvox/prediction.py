@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from pixvox.devices import default_device
 from pixvox.errors import DataError
-from pixvox.evaluation import default_device
 from pixvox.structures import Segmentation
 
 

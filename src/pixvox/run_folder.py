@@ -169,7 +169,8 @@ def environment(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return versions, git state, device and command line of this process."""
     import torch
 
-    from pixvox.doctor import device_summary, package_versions
+    from pixvox.devices import device_summary
+    from pixvox.doctor import package_versions
 
     return {
         "pixvox": __version__,

@@ -7,6 +7,7 @@ from torch import nn
 from pixvox.errors import ConfigError, DataError
 from pixvox.inference.inputs import channels_first, samples
 from pixvox.inference.predictor import Predictor, predict
+from pixvox.segmenter import Segmenter
 from pixvox.structures import Instances, Masks, Segmentation
 
 
@@ -31,7 +32,9 @@ class Threshold(nn.Module):
         )
         return (images - low) / (high - low).clamp(min=1e-6)
 
-    def forward(self, images, valid_sizes=None):
+    run, segment = Segmenter.run, Segmenter.segment
+
+    def forward(self, images, targets=None, valid_sizes=None, seeds=None):
         assert not self.training
         assert not torch.is_grad_enabled()
         self.seen.append((tuple(images.shape), valid_sizes.tolist(), images.dtype))

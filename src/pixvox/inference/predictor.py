@@ -114,12 +114,9 @@ class Predictor:
             torch.inference_mode(),
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
         ):
-            images = self.model.normalize(moved.images, moved.intensity_ranges, moved.valid_sizes)
-            outputs = self.model(images, valid_sizes=moved.valid_sizes)
-            results = self.model.postprocess(outputs, resized.geometries)
+            results = self.model.segment(moved)
         finished = []
         for sample, result in zip(batch, results, strict=True):
-            result = result.to("cpu")
             result.source = sample.source
             result.image = sample.image if self.keep_image else None
             finished.append(result)
