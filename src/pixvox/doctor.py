@@ -19,6 +19,7 @@ PACKAGES = (
 
 EXTRAS = {
     "medical": ("nibabel", "NIfTI volumes"),
+    "hdf5": ("h5py", "instances in HDF5 files"),
     "onnx": ("onnxruntime", "export to ONNX"),
     "omezarr": ("ngff_zarr", "writing OME-Zarr"),
     "napari": ("napari", "the viewer"),
