@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision.transforms.v2.functional as TF
 
 from pixvox.data.sample import Sample
 from pixvox.data.transforms import Compose, RandomAffine, RandomCrop, RandomElastic, RandomFlip, Resize
@@ -253,3 +254,57 @@ def test_flip_of_the_last_axis_is_left_right_in_3d():
 def test_wrong_options_are_refused_with_what_was_given(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_perspective_equals_torchvisions_of_the_same_corners():
+    image = torch.rand((1, 41, 61), generator=generator(1))
+    smooth = torch.nn.functional.avg_pool2d(image, 9, 1, 4, count_include_pad=False)
+    sample = Sample(smooth, intensity_range=torch.tensor([[0.0, 1.0]]))
+    transform = RandomAffine(perspective=0.6)
+    tilt = transform._tilt(2, generator(8))
+
+    class Fixed(RandomAffine):
+        def _tilt(self, dims, generator):
+            return tilt
+
+    ours = Fixed(perspective=0.6)(sample, generator()).image
+    # Pixel centres (x, y) of the output's corners; torchvision counts from the edge of the first pixel.
+    corners, halves = torch.tensor([[0, 0], [60, 0], [60, 40], [0, 40]]), torch.tensor([30.0, 20.0])
+    relative = corners / halves - 1
+    sources = (relative / (1 + relative @ tilt.flip(0))[:, None] + 1) * halves
+    theirs = TF.perspective(
+        smooth, (sources + 0.5).tolist(), (corners + 0.5).tolist(), TF.InterpolationMode.BILINEAR, fill=0.0
+    )
+    inner = (0, slice(8, -8), slice(8, -8))
+    assert tilt.abs().max() > 0.1
+    assert torch.allclose(ours[inner], theirs[inner], atol=1e-3)
+    assert not torch.allclose(ours[inner], smooth[inner], atol=5e-2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_perspective_keeps_the_centre_and_stays_finite_at_the_limit(size):
+    size = tuple(length | 1 for length in size)
+    sample = coded(size)
+    for seed in range(10):
+        tilted = RandomAffine(perspective=0.99)(sample, generator(seed))
+        centre = (0, *(length // 2 for length in size))
+        assert tilted.image.isfinite().all()
+        assert tilted.layers[centre] == sample.layers[centre]
+
+
+def test_aspect_stretches_one_axis_against_the_other_at_equal_area():
+    sample = ball((61, 61), 12.0, (1.0, 1.0))
+    ratios = []
+    for seed in range(12):
+        layers = RandomAffine(aspect=2.0)(sample, generator(seed)).layers[0]
+        assert layers.sum().item() == pytest.approx(sample.layers.sum().item(), rel=0.1)
+        ratios.append((layers.any(0).sum() / layers.any(1).sum()).item())
+    assert 0.4 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 2.5
+
+
+def test_mask_fill_replaces_the_ignored_label_outside():
+    sample = Sample(torch.zeros(1, 9, 9), class_map=torch.ones(9, 9, dtype=torch.int64))
+    shrunk = RandomAffine(scale=(0.5, 0.5), mask_fill=0)(sample, generator())
+    assert set(shrunk.class_map.unique().tolist()) == {0, 1}
+    assert shrunk.ignore_index == 255

@@ -31,12 +31,18 @@ class RandomAffine(Transform):
             or ``[zy, zx, yx]``.
         scale: Smallest and largest magnification, one draw for all axes.
         shear: Largest shear of each pair of axes, as a tangent.
+        aspect: Largest ratio by which one axis is stretched against another, 1 or above.
+        perspective: Strength of a tilt, 0 up to but not including 1: towards one corner the image shrinks,
+            towards the opposite one it grows, at most by (1 + perspective) to (1 - perspective). Volumes are
+            distorted likewise.
         probability: Probability of a change; otherwise the patch is cut out exactly.
         size: Length of the patch, one for all axes or per axis; the whole image when None.
         foreground: Share of the patches that are placed on an object; see ``RandomCrop``.
+        mask_fill: Label of class maps outside the image; the ignored label when None.
 
     Raises:
-        ValueError: If the range of ``scale`` is not positive and ascending.
+        ValueError: If the range of ``scale`` is not positive and ascending, or ``aspect`` or ``perspective``
+            out of range.
     """
 
     def __init__(
@@ -47,11 +53,18 @@ class RandomAffine(Transform):
         probability: float = 1.0,
         size: int | Sequence[int] | None = None,
         foreground: float = 0.0,
+        aspect: float = 1.0,
+        perspective: float = 0.0,
+        mask_fill: int | None = None,
     ) -> None:
         low, high = scale
         if not 0 < low <= high:
             raise ValueError(
                 f"scale must be a positive ascending range such as [0.8, 1.25], got {list(scale)}"
+            )
+        if aspect < 1 or not 0 <= perspective < 1:
+            raise ValueError(
+                f"aspect must be 1 or above and perspective lie in [0, 1), got {aspect} and {perspective}"
             )
         self.rotation = rotation
         self.scale = (float(low), float(high))
@@ -59,12 +72,16 @@ class RandomAffine(Transform):
         self.probability = probability
         self.size = size
         self.foreground = foreground
+        self.aspect = aspect
+        self.perspective = perspective
+        self.mask_fill = mask_fill
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the changed sample, or patch of it."""
         dims = sample.spatial_dims
         changed = happens(generator, self.probability)
         matrix = self._matrix(dims, generator)
+        tilt = self._tilt(dims, generator)
         size, start = sample.size, (0,) * dims
         if self.size is not None:
             size = self._patch_size(sample)
@@ -76,8 +93,14 @@ class RandomAffine(Transform):
         matrix = matrix * spacing[None] / spacing[:, None]
         centre = torch.tensor([(length - 1) / 2 for length in size])
         first = torch.tensor(start, dtype=torch.float32)
-        places = (pixel_grid(size) - centre) @ matrix.T + centre + first
-        return replace(warp(sample, places), original_size=None)
+        offsets = pixel_grid(size) - centre
+        places = offsets @ matrix.T
+        if tilt is not None:
+            halves = torch.tensor([max(length - 1, 1) / 2 for length in size])
+            places = places / (1 + (offsets / halves) @ tilt)[..., None]
+        filled = sample if self.mask_fill is None else replace(sample, ignore_index=self.mask_fill)
+        changed_sample = warp(filled, places + centre + first)
+        return replace(changed_sample, ignore_index=sample.ignore_index, original_size=None)
 
     def _patch_size(self, sample: Sample) -> Size:
         size = axis_lengths(self.size if self.size is not None else sample.size, sample.spatial_dims)
@@ -104,4 +127,15 @@ class RandomAffine(Transform):
             tilt[a, b] = uniform(generator, -self.shear, self.shear)
             matrix = turn @ tilt @ matrix
         magnification = math.exp(uniform(generator, math.log(self.scale[0]), math.log(self.scale[1])))
+        if self.aspect > 1:  # drawn only where asked for: other pipelines keep their random numbers
+            half = math.log(self.aspect) / 2
+            stretch = torch.tensor([uniform(generator, -half, half) for _ in range(dims)])
+            matrix = matrix * torch.exp(stretch - stretch.mean())
         return matrix / magnification
+
+    def _tilt(self, dims: int, generator: torch.Generator) -> Float[Tensor, " dims"] | None:
+        """Draw how fast the denominator of the projection grows from the centre to the end of each axis."""
+        if self.perspective == 0:
+            return None
+        limit = self.perspective / dims  # the sum over the axes at a corner stays below 1
+        return torch.tensor([uniform(generator, -limit, limit) for _ in range(dims)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,7 +14,8 @@ from pixvox.data.sample import Sample
 class Transform(ABC):
     """Changes a sample; whatever is random comes from the generator that is passed in.
 
-    A transform never changes the tensors it is given: it returns a new sample.
+    A transform never changes the tensors it is given: it returns a new sample. One that mixes samples asks for
+    others of the same dataset by ``sample.further(generator)``, where that is not None.
     """
 
     @abstractmethod
@@ -43,8 +45,21 @@ class Compose(Transform):
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the sample after all steps."""
         for step in self.steps:
-            sample = step(sample, generator)
+            sample = advance(step, sample, generator)
         return sample
+
+
+def advance(step: Transform, sample: Sample, generator: torch.Generator) -> Sample:
+    """Apply one step, to the further samples as well once they are asked for.
+
+    A step that mixes samples thus gets others that went through the same earlier steps, and nothing is read
+    or computed for those that do not ask.
+    """
+    further = sample.further
+    changed = step(sample, generator)
+    if further is None:
+        return changed
+    return replace(changed, further=lambda draws: advance(step, further(draws), draws))
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from pixvox.data.sample import Sample
@@ -21,18 +22,38 @@ class RandomCrop(Transform):
         size: Length of the patch, one for all axes or per axis in array order.
         foreground: Share of the patches that are placed on an object, or on a class above 0, chosen at
             random; without it sparse volumes yield mostly empty patches.
+        attempts: Places that are drawn; of several the one that cuts through the fewest objects is taken.
+
+    Raises:
+        ValueError: If ``attempts`` is below 1.
     """
 
-    def __init__(self, size: int | Sequence[int], foreground: float = 0.0) -> None:
+    def __init__(self, size: int | Sequence[int], foreground: float = 0.0, attempts: int = 1) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts must be 1 or above, got {attempts}")
         self.size = size
         self.foreground = foreground
+        self.attempts = attempts
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the patch."""
         size = axis_lengths(self.size, sample.spatial_dims)
         size = tuple(min(length, whole) for length, whole in zip(size, sample.size, strict=True))
-        starts = patch_start(sample, size, self.foreground, generator)
-        return cut(sample, starts, size)
+        starts = [patch_start(sample, size, self.foreground, generator) for _ in range(self.attempts)]
+        if len(starts) == 1 or sample.layers is None:
+            return cut(sample, starts[0], size)
+        ids, areas = np.unique(sample.layers.numpy(), return_counts=True)
+        whole = dict(zip(ids.tolist(), areas.tolist(), strict=True))
+        patches = [cut(sample, start, size) for start in starts]
+        return min(patches, key=lambda patch: _cut_objects(patch, whole))
+
+
+def _cut_objects(patch: Sample, whole: Mapping[int, int]) -> int:
+    """Return how many objects lie partly in the patch, given the elements of each id in the whole image."""
+    if patch.layers is None:
+        return 0
+    ids, seen = np.unique(patch.layers.numpy(), return_counts=True)
+    return sum(1 for i, area in zip(ids.tolist(), seen.tolist(), strict=True) if i and area < whole[i])
 
 
 def axis_lengths(size: int | Sequence[int], spatial_dims: int) -> Size:

@@ -104,11 +104,20 @@ class RandomBlur(Transform):
     Args:
         sigma: Smallest and largest standard deviation, in pixels of the finest axis.
         probability: Probability of a change.
+        size: Length of the kernel in pixels, an odd number; when None it reaches three standard deviations.
+
+    Raises:
+        ValueError: If ``size`` is even or below 1.
     """
 
-    def __init__(self, sigma: Sequence[float] = (0.3, 1.2), probability: float = 0.2) -> None:
+    def __init__(
+        self, sigma: Sequence[float] = (0.3, 1.2), probability: float = 0.2, size: int | None = None
+    ) -> None:
+        if size is not None and (size < 1 or size % 2 == 0):
+            raise ValueError(f"size must be an odd number of pixels such as 5, got {size}")
         self.sigma = (float(sigma[0]), float(sigma[1]))
         self.probability = probability
+        self.size = size
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the changed sample."""
@@ -117,7 +126,8 @@ class RandomBlur(Transform):
         sigma = uniform(generator, *self.sigma)
         spacing = sample.spacing if sample.spacing is not None else (1.0,) * sample.spatial_dims
         finest = min(spacing)
-        return replace(sample, image=gaussian_blur(sample.image, [sigma * finest / step for step in spacing]))
+        sigmas = [sigma * finest / step for step in spacing]
+        return replace(sample, image=gaussian_blur(sample.image, sigmas, self.size))
 
 
 class RandomColor(Transform):
@@ -148,10 +158,16 @@ class RandomColor(Transform):
         )
 
 
-def gaussian_blur(image: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Blur ``(channels, *spatial)`` with one standard deviation in pixels per axis, edges repeated."""
+def gaussian_blur(image: Tensor, sigmas: Sequence[float], size: int | None = None) -> Tensor:
+    """Blur ``(channels, *spatial)`` with one standard deviation in pixels per axis, edges repeated.
+
+    Args:
+        image: What is blurred.
+        sigmas: Standard deviation per axis, in pixels.
+        size: Length of the kernel; when None it reaches three standard deviations.
+    """
     for axis, sigma in enumerate(sigmas, start=1):
-        radius = math.ceil(3 * sigma)
+        radius = math.ceil(3 * sigma) if size is None else size // 2
         if sigma <= 0.05 or radius < 1:
             continue
         offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
