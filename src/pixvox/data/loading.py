@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from pixvox.data.collate import Collate
 from pixvox.data.dataset import Dataset
 from pixvox.data.sample import Sample
-from pixvox.data.transforms.compose import Transform
+from pixvox.data.transforms.compose import Transform, uniform
 from pixvox.distributed.world import process_rank, world_size
 from pixvox.errors import DataError
 from pixvox.structures import Batch, Segmentation
@@ -101,10 +101,20 @@ class TrainingView(TorchDataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        sample = read_sample(self.dataset, index) if self._notes is None else self._next_good(index)
+        sample = self._read(index)
         if self.transform is None:
             return sample
-        return self.transform(sample, sample_generator(self.seed, epoch, index))
+        sample = replace(sample, further=self._further)
+        changed = self.transform(sample, sample_generator(self.seed, epoch, index))
+        return replace(changed, further=None)
+
+    def _read(self, index: int) -> Sample:
+        return read_sample(self.dataset, index) if self._notes is None else self._next_good(index)
+
+    def _further(self, generator: torch.Generator) -> Sample:
+        """Draw another image for a transform that mixes several."""
+        index = int(uniform(generator, 0, len(self.dataset)))
+        return replace(self._read(index), further=self._further)
 
     def _next_good(self, index: int) -> Sample:
         for step in range(len(self.dataset)):

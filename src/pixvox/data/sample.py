@@ -8,7 +8,7 @@ are expanded to masks last, and boxes are recomputed from the masks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class Sample:
         intensity_range: Low and high percentile of each channel of the **full** image, kept by crops.
         original_size: Size of the frame that results are given in; the size of ``image`` when None.
         ignore_index: Label of ``class_map`` that is neither learned nor scored.
+        further: Draws another sample of the same dataset that went through the same steps; None where
+            there are none. It exists within a pipeline of transforms only.
 
     Example:
         >>> sample = Sample(torch.zeros(1, 2, 3), layers=torch.tensor([[[1, 1, 0], [0, 0, 2]]]),
@@ -56,6 +58,7 @@ class Sample:
     intensity_range: Float[Tensor, "channels 2"] | None = None
     original_size: Size | None = None
     ignore_index: int = IGNORE_INDEX
+    further: Callable[[torch.Generator], Sample] | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> Size:
