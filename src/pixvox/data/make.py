@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,22 @@ import numpy as np
 import torch
 
 from pixvox.data.options import check_options
+from pixvox.data.synthetic.digits import Digits
 from pixvox.data.synthetic.nuclei3d import Nuclei3d
 from pixvox.data.synthetic.shapes import Shapes
 from pixvox.errors import ConfigError, DataError
 from pixvox.signatures import nearest, signature
 from pixvox.structures import Masks
 
-Kind = Literal["shapes", "nuclei3d"]
+Kind = Literal["shapes", "digits", "nuclei3d"]
+
+_MAKERS: dict[str, Callable[..., Shapes | Digits | Nuclei3d]] = {
+    "shapes": Shapes,
+    "digits": Digits,
+    "nuclei3d": Nuclei3d,
+}
+
+_FAR = 1_000_000_007
 
 
 def make_dataset(
@@ -28,22 +37,25 @@ def make_dataset(
     out: str | Path,
     num_train: int = 200,
     num_val: int = 50,
+    num_test: int = 0,
     seed: int = 0,
     format: Literal["tiff", "zarr"] = "tiff",  # noqa: A002 - the word users know
     **options: Any,
 ) -> Path:
-    """Make a dataset with a train and a val split.
+    """Make a dataset with train, val and test splits.
 
     Everything is written to a temporary folder beside ``out`` that is renamed at the end.
 
     Args:
-        kind: ``"shapes"`` (2-D; PNG, COCO JSON with RLE) or ``"nuclei3d"`` (3-D; volumes and label maps).
+        kind: ``"shapes"`` or ``"digits"`` (2-D; PNG, COCO JSON with RLE), or ``"nuclei3d"`` (3-D; volumes and
+            label maps).
         out: Folder to make; it must not exist, or be empty.
         num_train: Images of the train split.
         num_val: Images of the val split.
+        num_test: Images of the test split; handwritten digits then come from MNIST's own test part.
         seed: Seed of everything.
         format: File format of volumes.
-        **options: Those of ``Shapes`` or ``Nuclei3d``, such as ``image_size``.
+        **options: Those of ``Shapes``, ``Digits`` or ``Nuclei3d``, such as ``image_size``.
 
     Returns:
         The folder.
@@ -53,37 +65,50 @@ def make_dataset(
         DataError: If ``out`` holds something already, or an option is out of range.
     """
     out = Path(out)
-    numbers = {"num_train": num_train, "num_val": num_val, "seed": seed, "format": format}
+    numbers = {
+        "num_train": num_train, "num_val": num_val, "num_test": num_test, "seed": seed, "format": format,
+    }  # fmt: skip
     check_options(numbers, make_dataset)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already; choose another folder, or remove it first")
-    if kind not in ("shapes", "nuclei3d"):
-        raise DataError(f"kind must be 'shapes' or 'nuclei3d', got {kind!r}")
+    if kind not in _MAKERS:
+        raise DataError(f"kind must be one of {', '.join(_MAKERS)}, got {kind!r}")
     if format not in ("tiff", "zarr"):
         raise DataError(f"format must be 'tiff' or 'zarr', got {format!r}")
-    if num_train < 1 or num_val < 0:
-        raise DataError(f"num_train must be at least 1 and num_val at least 0, got {num_train} and {num_val}")
+    if num_train < 1 or num_val < 0 or num_test < 0:
+        raise DataError(
+            f"num_train must be at least 1, num_val and num_test at least 0, got {num_train}, {num_val}, {num_test}"
+        )
     if seed < 0:
         raise DataError(f"seed must be 0 or above, got {seed}")
-    maker = Shapes if kind == "shapes" else Nuclei3d
+    maker = _MAKERS[kind]
     for name in options:
         if name not in signature(maker).annotations:
             near = nearest(name, [*numbers, *signature(maker).annotations])
             raise ConfigError(f"{kind} takes no option {name!r}; {near}")
     check_options(options, maker, given=("num_images", "seed"))
-    _check_image_size(options.get("image_size", 64), 2 if kind == "shapes" else 3)
+    _check_image_size(options.get("image_size", 64), 3 if kind == "nuclei3d" else 2)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):
+        # No split of one seed equals a split of another.
+        splits = {
+            "train": (num_train, 2 * seed),
+            "val": (num_val, 2 * seed + 1),
+            "test": (num_test, _FAR + seed),
+        }
+        for split, (count, split_seed) in splits.items():
             if count == 0:
                 continue
-            split_seed = 2 * seed + number  # no split of one seed equals a split of another
+            own = dict(options)
+            if kind == "digits" and split == "test":
+                own["mnist_train"] = False
             try:
-                if kind == "shapes":
-                    _write_shapes(Shapes(count, split_seed, **options), partial, split)
+                made = maker(count, split_seed, **own)
+                if isinstance(made, Nuclei3d):
+                    _write_nuclei(made, partial, split, format)
                 else:
-                    _write_nuclei(Nuclei3d(count, split_seed, **options), partial, split, format)
+                    _write_pictures(made, partial, split)
             except ValueError as error:
                 raise DataError(f"{kind}: {error}") from error
         partial.chmod(0o755)  # a temporary folder is private
@@ -101,7 +126,7 @@ def _check_image_size(size: int | Sequence[int], axes: int) -> None:
         raise DataError(f"image_size must be one positive length, or {axes} in array order, got {size}")
 
 
-def _write_shapes(shapes: Shapes, root: Path, split: str) -> None:
+def _write_pictures(shapes: Shapes | Digits, root: Path, split: str) -> None:
     """Write PNG pictures, and a COCO file of compressed RLE; or class maps for a semantic task."""
     from PIL import Image
 
@@ -109,7 +134,7 @@ def _write_shapes(shapes: Shapes, root: Path, split: str) -> None:
     semantic = shapes.metadata.task == "semantic"
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in _progress(range(len(shapes)), f"shapes, {split}"):
+    for index in _progress(range(len(shapes)), f"{shapes.metadata.name}, {split}"):
         scene = shapes.render(index)
         name = f"{index:06d}.png"
         picture = scene.image.transpose(1, 2, 0) if shapes.channels == 3 else scene.image[0]
@@ -130,7 +155,7 @@ def _write_shapes(shapes: Shapes, root: Path, split: str) -> None:
                     "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "segmentation": rle,
                 }
             )  # fmt: skip
-    description = {"name": "shapes", "task": shapes.metadata.task, "dims": 2}
+    description = {"name": shapes.metadata.name, "task": shapes.metadata.task, "dims": 2}
     if semantic:
         _write_json(root / "dataset.json", description | {"classes": list(shapes.metadata.class_names)})
         return

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from pixvox.data.dataset import Dataset
 from pixvox.data.metadata import Metadata, Task
-from pixvox.data.sample import Sample, intensity_range
+from pixvox.data.sample import Sample
+from pixvox.data.synthetic.scene import Scene, may_cover
 
 CLASSES = ("circle", "rectangle", "triangle")
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One image (channels, height, width), its label map with ids 1..n, and the class of each id."""
-
-    image: np.ndarray
-    label_map: np.ndarray
-    labels: np.ndarray
 
 
 class Shapes(Dataset):
@@ -97,21 +87,8 @@ class Shapes(Dataset):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.num_images:
             raise IndexError(f"index {index} of a dataset of {self.num_images} images")
-        scene = self.render(index)
-        sample = Sample(
-            image=torch.from_numpy(scene.image.astype(np.float32)),
-            source=self.source(index),
-            index=index,
-            intensity_range=intensity_range(scene.image, self.percentiles),
-        )
-        if self.metadata.task == "semantic":
-            of_class = np.concatenate([[0], scene.labels + 1])
-            sample.class_map = torch.from_numpy(of_class[scene.label_map])
-            return sample
-        sample.layers = torch.from_numpy(scene.label_map)[None]
-        sample.labels = torch.from_numpy(scene.labels)
-        sample.ignore = torch.zeros(len(scene.labels), dtype=torch.bool)
-        return sample
+        semantic = self.metadata.task == "semantic"
+        return self.render(index).sample(self.source(index), index, semantic, self.percentiles)
 
     def render(self, index: int) -> Scene:
         """Draw image ``index`` as uint8 with its truth."""
@@ -125,7 +102,7 @@ class Shapes(Dataset):
             mask = self._outline(self.classes[kind], random)
             colour = self._colour(random)
             grain = 0.25 * self.texture * random.standard_normal(mask.shape)
-            if not self._fits(mask, label_map, full):
+            if not may_cover(mask, label_map, full, self.overlap, self.min_area):
                 continue
             labels.append(kind)
             full.append(int(mask.sum()))
@@ -134,16 +111,6 @@ class Shapes(Dataset):
         canvas = canvas + self.noise * random.standard_normal(canvas.shape)
         image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
         return Scene(image, label_map, np.array(labels, np.int64))
-
-    def _fits(self, mask: np.ndarray, label_map: np.ndarray, full: Sequence[int]) -> bool:
-        """Return whether a new shape leaves enough to be seen of every earlier one."""
-        if int(mask.sum()) < self.min_area:
-            return False
-        after = np.bincount(label_map[~mask], minlength=len(full) + 1)[1:]
-        return all(
-            seen >= max(self.min_area, (1 - self.overlap) * area)
-            for seen, area in zip(after.tolist(), full, strict=True)
-        )
 
     def _ground(self, random: np.random.Generator) -> np.ndarray:
         """Return a smooth random field per channel: a few plane waves."""
