@@ -10,7 +10,7 @@ from PIL import Image
 from pixvox.data.datamodule import DataModule
 from pixvox.data.dataset import Dataset, Subset, seeded_subset
 from pixvox.data.datasets.label_folder import LabelFolder
-from pixvox.data.loading import EpochSampler, sample_generator
+from pixvox.data.loading import REPEATED, EpochSampler, sample_generator
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
 from pixvox.data.synthetic.shapes import Shapes
@@ -90,20 +90,26 @@ def test_an_epoch_of_an_existing_loader_follows_its_sampler():
     assert all(key[0] == 1 for key in orders[1])
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 9])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_processes_share_the_images(monkeypatch, world, shuffle):
+def test_processes_share_the_images_in_as_many_batches(monkeypatch, world, shuffle, batch_size):
     shares = []
     for rank in range(world):
         monkeypatch.setattr("pixvox.data.loading.process_rank", lambda rank=rank: rank)
         monkeypatch.setattr("pixvox.data.loading.world_size", lambda: world)
-        shares.append([index for _, index in EpochSampler(7, seed=0, shuffle=shuffle)])
-    seen = [index for share in shares for index in share]
+        sampler = EpochSampler(7, seed=0, shuffle=shuffle, batch_size=batch_size)
+        shares.append(list(sampler))
+        assert len(sampler) == len(shares[-1])
+    batches = {-(-len(share) // batch_size) for share in shares}
+    assert len(batches) == 1, "a rank with fewer batches would hang the others"
+    seen = [index for share in shares for epoch, index in share if epoch != REPEATED]
     assert set(seen) == set(range(7))
-    if shuffle:
-        assert len({len(share) for share in shares}) == 1, "a rank with fewer batches would hang the others"
-    else:
+    if not shuffle:
         assert len(seen) == 7, "evaluation counts every image once"
+        for share in shares:  # a repeated image is a batch of its own, so that a batch counts or does not
+            repeated = [place for place, (epoch, _) in enumerate(share) if epoch == REPEATED]
+            assert all(place % batch_size == 0 and place == len(share) - 1 for place in repeated)
 
 
 def test_sample_generators_differ_by_each_of_their_words():

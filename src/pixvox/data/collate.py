@@ -46,6 +46,7 @@ class Collate:
         size = self._padded_size(samples)
         images = torch.stack([_pad(sample.image, size, background(sample)) for sample in samples])
         ranges = [sample.intensity_range for sample in samples if sample.intensity_range is not None]
+        seeds = [sample.seed for sample in samples if sample.seed is not None]
         return Batch(
             images=images,
             targets=self._targets(samples, size),
@@ -54,6 +55,8 @@ class Collate:
             truths=truths,
             indices=[sample.index for sample in samples],
             sources=[sample.source for sample in samples],
+            seeds=seeds if len(seeds) == len(samples) else None,
+            repeated=all(sample.repeated for sample in samples),
         )
 
     def _padded_size(self, samples: Sequence[Sample]) -> Size:

@@ -195,7 +195,7 @@ class DataModule(LightningDataModule):
 
     def _evaluation_loader(self, dataset: Dataset) -> DataLoader[Batch]:
         view = EvaluationView(dataset, self.eval_transforms, Collate(self.size_divisor), self.seed)
-        sampler = EpochSampler(len(dataset), self.seed, shuffle=False)
+        sampler = EpochSampler(len(dataset), self.seed, shuffle=False, batch_size=self.eval_batch_size)
         return self._loader(view, self.eval_batch_size, sampler, view.collate, drop_last=False)
 
     def _loader(

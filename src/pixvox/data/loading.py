@@ -25,11 +25,19 @@ from pixvox.structures import Batch, Segmentation
 Key = tuple[int, int]
 """Epoch and index: with the epoch in the key, workers that live on know it too."""
 
+REPEATED = -1
+"""In place of the epoch: another process evaluates this image, and it is only here to keep step."""
+
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """Return the generator of one sample in one epoch."""
     words = np.random.SeedSequence((seed, epoch, index)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+
+def head_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the seed of what a head draws for one sample in one epoch, apart from its augmentation."""
+    return int(np.random.SeedSequence((seed, epoch, index, 1)).generate_state(1, np.uint32)[0])
 
 
 class EpochSampler(Sampler[Key]):
@@ -40,12 +48,16 @@ class EpochSampler(Sampler[Key]):
         seed: Seed of the order.
         shuffle: Shuffle, and give every process the same number of images (a few are seen twice); otherwise
             keep the order and give every image to exactly one process.
+        batch_size: Without ``shuffle``, a process with fewer batches than another repeats one image at the
+            end, marked ``REPEATED``: models that exchange buffers or weights in ``forward`` need as many
+            calls from each process.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, length: int, seed: int, shuffle: bool, batch_size: int = 1) -> None:
         self.length = length
         self.seed = seed
         self.shuffle = shuffle
+        self.batch_size = batch_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,11 +66,17 @@ class EpochSampler(Sampler[Key]):
 
     @property
     def per_process(self) -> int:
-        """Number of images of this process."""
+        """Number of images of this process, without repetitions."""
         return len(self._mine())
 
+    def _repeated(self) -> list[Key]:
+        """Return the image that fills up the number of batches, if one is missing."""
+        mine, most = self.per_process, -(-self.length // world_size())
+        missing = -(-most // self.batch_size) > -(-mine // self.batch_size)
+        return [(REPEATED, process_rank() % self.length)] if missing else []
+
     def __len__(self) -> int:
-        return self.per_process
+        return self.per_process + len(self._repeated())
 
     def _mine(self) -> Sequence[int]:
         rank, world = process_rank(), world_size()
@@ -69,7 +87,7 @@ class EpochSampler(Sampler[Key]):
         return [int(index) for index in np.resize(order, rounds * world)[rank::world]]
 
     def __iter__(self) -> Iterator[Key]:
-        return iter([(self.epoch, index) for index in self._mine()])
+        return iter([*((self.epoch, index) for index in self._mine()), *self._repeated()])
 
 
 class TrainingView(TorchDataset[Sample]):
@@ -102,11 +120,10 @@ class TrainingView(TorchDataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
         sample = self._read(index)
-        if self.transform is None:
-            return sample
-        sample = replace(sample, further=self._further)
-        changed = self.transform(sample, sample_generator(self.seed, epoch, index))
-        return replace(changed, further=None)
+        if self.transform is not None:
+            sample = replace(sample, further=self._further)
+            sample = self.transform(sample, sample_generator(self.seed, epoch, index))
+        return replace(sample, further=None, seed=head_seed(self.seed, epoch, index))
 
     def _read(self, index: int) -> Sample:
         return read_sample(self.dataset, index) if self._notes is None else self._next_good(index)
@@ -163,8 +180,9 @@ class EvaluationView(TorchDataset["tuple[Sample, Segmentation | None]"]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> tuple[Sample, Segmentation | None]:
-        index = key[1]
-        sample = read_sample(self.dataset, index)
+        epoch, index = key
+        seed = head_seed(self.seed, 0, index)
+        sample = replace(read_sample(self.dataset, index), seed=seed, repeated=epoch == REPEATED)
         truth = sample.truth(self.dataset.metadata.class_names) if sample.annotated else None
         if self.transform is not None:
             sample = self.transform(sample, sample_generator(self.seed, 0, index))

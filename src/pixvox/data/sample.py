@@ -33,6 +33,8 @@ class Sample:
         unit: Unit of ``spacing``.
         source: File or name that the image came from.
         index: Place in its dataset.
+        seed: Seed of what a head draws for this image, by (seed, epoch, index).
+        repeated: True where another process evaluates the image already; see ``Batch``.
         intensity_range: Low and high percentile of each channel of the **full** image, kept by crops.
         original_size: Size of the frame that results are given in; the size of ``image`` when None.
         ignore_index: Label of ``class_map`` that is neither learned nor scored.
@@ -55,6 +57,8 @@ class Sample:
     unit: str = "um"
     source: str = ""
     index: int = 0
+    seed: int | None = None
+    repeated: bool = False
     intensity_range: Float[Tensor, "channels 2"] | None = None
     original_size: Size | None = None
     ignore_index: int = IGNORE_INDEX
