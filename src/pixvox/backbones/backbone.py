@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+    from pixvox.data.suggestions import Suggestion
 
 
 class Backbone(nn.Module, ABC):
@@ -32,6 +37,16 @@ class Backbone(nn.Module, ABC):
     def size_divisor(self) -> tuple[int, ...]:
         """Input sizes are padded to multiples of this, per axis in array order."""
         return tuple(max(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims))
+
+    @classmethod
+    def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
+        """Return values for options of this backbone that follow from a dataset's fingerprint.
+
+        Args:
+            facts: The fingerprint.
+            options: The options as they stand.
+        """
+        return []
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:

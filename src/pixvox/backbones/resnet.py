@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import timm
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixvox.backbones.backbone import Backbone
+from pixvox.data.suggestions import NNUNET, Suggestion, by, halving
 from pixvox.layers import lift_to_3d
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
 
 _REDUCTIONS = ("conv1", "maxpool", "layer2", "layer3", "layer4")
 """timm's names of the parts that halve the size, in their order."""
@@ -80,6 +84,25 @@ class ResNet(Backbone):
         self.frozen_stages = frozen_stages
         for frozen in self._frozen_parts():
             frozen.requires_grad_(False)
+
+    @classmethod
+    def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
+        """Choose the strides along depth by spacing and size."""
+        if facts.spatial_dims == 2:
+            return []
+        reached, depth = [1, 1, 1], []
+        for _ in _REDUCTIONS:
+            depth.append(halving(facts, reached)[0])
+            reached = [reached[0] * depth[-1], reached[1] * 2, reached[2] * 2]
+        return [
+            Suggestion(
+                "depth_strides",
+                depth,
+                f"spacing {by(facts.spacing) if facts.spacing else 'unknown'}, {facts.median_size[0]} planes (median)",
+                "depth is not halved while its voxels are twice as long as those in the plane, or cells run out",
+                NNUNET,
+            )
+        ]
 
     def _frozen_parts(self) -> list[nn.Module]:
         stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]

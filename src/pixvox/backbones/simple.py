@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixvox.backbones.backbone import Backbone
+from pixvox.data.suggestions import NNUNET, Suggestion, by, pyramid_strides
 from pixvox.layers import ConvNormAct, PerAxis, per_axis
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
 
 
 class ResidualBlock(nn.Module):
@@ -95,6 +101,28 @@ class Simple(Backbone):
             stage += [ResidualBlock(spatial_dims, level, level, 1, norm) for _ in range(blocks - 1)]
             self.stages.append(nn.Sequential(*stage))
             reached, width = list(stride), level
+
+    @classmethod
+    def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
+        """Choose strides by the small objects and the spacing."""
+        levels = len(options["channels"])
+        if len(facts.object_sides):
+            small = min(facts.side(10)[-2:])
+            first, read = (
+                (4 if small >= 16 else 2),
+                f"small objects measure {small:.0f} pixels (10th percentile)",
+            )
+            why = "the finest level sees small objects in four cells"
+        else:
+            first = max(
+                1, min(4, 2 ** int(math.log2(max(1, min(facts.median_size[-2:]) / 2 ** (levels + 1)))))
+            )
+            read = f"median size {by(facts.median_size)}"
+            why = "as fine as the coarsest level keeps four cells"
+        if facts.spatial_dims == 3:
+            read += f", spacing {by(facts.spacing) if facts.spacing else 'unknown'}"
+            why += "; an axis is not halved while its voxels are twice as long as the shortest"
+        return [Suggestion("strides", pyramid_strides(facts, first, levels), read, why, NNUNET)]
 
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
         """Return one feature map per level, finest first."""

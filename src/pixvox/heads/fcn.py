@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pixvox.data.suggestions import NNUNET, Suggestion
 from pixvox.heads.head import Head, Outputs
 from pixvox.layers import ConvNormAct, conv, resize
 from pixvox.losses.cross_entropy import CrossEntropy
 from pixvox.structures import IGNORE_INDEX, Features, Geometry, Segmentation, Targets
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
 
 
 class FCN(Head):
@@ -68,6 +72,28 @@ class FCN(Head):
                 )
             )
         self.losses = nn.ModuleDict(losses or {"cross_entropy": CrossEntropy()})
+
+    @classmethod
+    def suggest(
+        cls,
+        facts: Fingerprint,
+        options: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        patch: Sequence[int],
+    ) -> list[Suggestion]:
+        """Add a Dice term, which weighs a rare class like a frequent one."""
+        rarest = min((share for share in facts.class_shares.values() if share > 0), default=1.0)
+        if rarest > 0.1:
+            return []
+        return [
+            Suggestion(
+                "losses.dice",
+                {"_target_": "pixvox.losses.dice.Dice"},
+                f"the rarest class holds {rarest:.2%} of the labelled pixels",
+                "cross-entropy counts pixels, Dice counts classes: their sum learns rare ones too",
+                NNUNET,
+            )
+        ]
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return ``logits (batch, classes, *spatial)`` at the size of the images."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from pixvox.structures import Features, Geometry, Segmentation, Targets
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+    from pixvox.data.suggestions import Suggestion
 
 Outputs = dict[str, Any]
 """Raw tensors of a head by name; design and docs list the names that other parts may read."""
@@ -51,6 +55,24 @@ class Head(nn.Module, ABC):
         self.num_classes = num_classes
         self.score_threshold = score_threshold
         self.pseudo_label_threshold = pseudo_label_threshold
+
+    @classmethod
+    def suggest(
+        cls,
+        facts: Fingerprint,
+        options: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        patch: Sequence[int],
+    ) -> list[Suggestion]:
+        """Return values for options of this head that follow from a dataset's fingerprint.
+
+        Args:
+            facts: The fingerprint, in the pixels that the network sees.
+            options: The options as they stand.
+            strides: Strides of the levels that the head will get, per axis in array order.
+            patch: Size of the training images in array order.
+        """
+        return []
 
     @abstractmethod
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from pixvox.data.suggestions import FPN_PAPER, Suggestion
 from pixvox.layers import conv, max_pool, resize
 from pixvox.necks.neck import Neck
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
 
 
 class FPN(Neck):
@@ -50,6 +55,25 @@ class FPN(Neck):
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def suggest(
+        cls, facts: Fingerprint, options: Mapping[str, Any], strides: Sequence[Sequence[int]]
+    ) -> list[Suggestion]:
+        """Leave the extra level out when no object is large enough for it."""
+        if not len(facts.object_sides):
+            return []
+        large, extra = max(facts.side(95)[-2:]), 2 * max(strides[-1][-2:])
+        needed = large >= 3 * extra
+        return [
+            Suggestion(
+                "extra_level",
+                needed,
+                f"large objects measure {large:.0f} pixels in the plane (95th percentile)",
+                f"a further level of stride {extra} is for objects from {3 * extra} pixels on",
+                FPN_PAPER,
+            )
+        ]
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the pyramid, finest first."""

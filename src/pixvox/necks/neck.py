@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+    from pixvox.data.suggestions import Suggestion
 
 
 class Neck(nn.Module, ABC):
@@ -20,6 +25,19 @@ class Neck(nn.Module, ABC):
         super().__init__()
         self.channels = tuple(int(c) for c in channels)
         self.strides = tuple(tuple(int(s) for s in stride) for stride in strides)
+
+    @classmethod
+    def suggest(
+        cls, facts: Fingerprint, options: Mapping[str, Any], strides: Sequence[Sequence[int]]
+    ) -> list[Suggestion]:
+        """Return values for options of this neck that follow from a dataset's fingerprint.
+
+        Args:
+            facts: The fingerprint, in the pixels that the network sees.
+            options: The options as they stand.
+            strides: Strides of the backbone's levels, per axis in array order.
+        """
+        return []
 
     @abstractmethod
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
