@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,25 @@ def test_crowds_of_coco_are_ignored_and_counted():
     assert crowds == 6
     index = next(i for i, entry in enumerate(dataset.entries) if any(a.crowd for a in entry.annotations))
     assert dataset[index].instances().ignore.sum() >= 1
+
+
+@pytest.mark.parametrize("name", ["coco_mini", "balloon"])
+def test_masks_and_classes_equal_those_of_pycocotools(name):
+    coco_tools = pytest.importorskip("pycocotools.coco")
+    dataset = open_dataset(path_of(name), "val")
+    reference = coco_tools.COCO(str(dataset.file))
+    names = {category["id"]: category["name"] for category in reference.dataset["categories"]}
+    by_file = {image["file_name"]: image["id"] for image in reference.dataset["images"]}
+    for index in range(0, len(dataset), 3):
+        instances = dataset[index].instances()
+        identity = by_file[Path(dataset.source(index)).name]
+        annotations = sorted(reference.imgToAnns[identity], key=lambda one: one.get("iscrowd", 0))
+        assert len(instances) == len(annotations)
+        for annotation, mask, label in zip(
+            annotations, instances.masks.dense().numpy(), instances.labels.tolist(), strict=True
+        ):
+            assert dataset.metadata.class_names[label] == names[annotation["category_id"]]
+            assert np.array_equal(mask, reference.annToMask(annotation).astype(bool))
 
 
 def test_spacing_comes_from_the_description_or_the_file():
