@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pixvox.assembly import complete
-from pixvox.configuration import CONFIG_FOLDER, compose, instantiate, override, resolved
+from pixvox.configuration import CONFIG_FOLDER, compose, data_overrides, instantiate, override, resolved
 from pixvox.data.suggestions import (
     Budget,
     StepMemory,
@@ -104,6 +104,24 @@ class Suggestions:
             lines.append(f"left as you have set them: {', '.join(self.given)}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def suggest_for_dataset(
+    path: str | Path, options: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Suggestions:
+    """Return suggestions for a dataset on disk.
+
+    Args:
+        path: The dataset.
+        options: Those of ``open_dataset``.
+        overrides: Of the training, such as ``["backbone=simple"]``.
+
+    Raises:
+        ConfigError: If an override is wrong.
+        DataError: If the data cannot be read.
+    """
+    lines = [override(f"data.options.{key}", value) for key, value in (options or {}).items()]
+    return suggest([*data_overrides(path, overrides), *lines, *overrides])
 
 
 def suggestions_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from pixvox.data.datamodule import check_fits
 from pixvox.data.dataset import Dataset
 from pixvox.data.datasets.layout import split_names
 from pixvox.data.datasets.open import open_dataset
-from pixvox.data.images import read_image
+from pixvox.data.fingerprint import stored_types
 from pixvox.data.loading import read_sample
 from pixvox.data.metadata import Metadata
 from pixvox.data.options import check_options
 from pixvox.data.sample import Sample
 from pixvox.errors import DataError
+from pixvox.signatures import signature
 
 _SHOWN = 10
 _DTYPES_LOOKED_AT = 20
@@ -139,6 +141,18 @@ def check_dataset(path: str | Path, **options: Any) -> Report:
     return report
 
 
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the ``key=value`` that are options of the data, and those that are left for a training.
+
+    Example:
+        >>> split_overrides(["task=instance", "backbone=simple"])
+        (['task=instance'], ['backbone=simple'])
+    """
+    takes = signature(open_dataset).annotations
+    of_data = [text for text in overrides if text.partition("=")[0] in takes]
+    return of_data, [text for text in overrides if text not in of_data]
+
+
 def _check_split(dataset: Dataset, split: str, report: Report) -> SplitReport:
     """Read all images of a split."""
     tally = _Tally(dataset.metadata)
@@ -150,7 +164,7 @@ def _check_split(dataset: Dataset, split: str, report: Report) -> SplitReport:
             report.errors.append(f"{split}: {error}")
     result = tally.finish()
     result.images = len(dataset)
-    result.dtypes = _dtypes(dataset)
+    result.dtypes = stored_types(dataset, list(range(min(len(dataset), _DTYPES_LOOKED_AT))))
     if result.images == result.broken + result.unlabelled and split == "train":
         report.errors.append("train: there is no annotated image")
     if result.empty:
@@ -215,16 +229,6 @@ class _Tally:
             values = [value / total for value in values]
         report.classes = dict(zip(self.metadata.class_names, values, strict=True))
         return report
-
-
-def _dtypes(dataset: Dataset) -> list[str]:
-    found = set()
-    for index in range(min(len(dataset), _DTYPES_LOOKED_AT)):
-        try:
-            found.add(str(read_image(dataset.source(index), dataset.metadata.spatial_dims).data.dtype))
-        except DataError:
-            continue  # reported already
-    return sorted(found)
 
 
 def _compare(metadata: dict[str, Metadata], report: Report) -> None:
