@@ -153,17 +153,32 @@ def data_make(
 def data_check(
     path: Annotated[Path, typer.Argument(help="A dataset on disk.")],
     overrides: Overrides = None,
+    suggest: Annotated[
+        bool,
+        typer.Option(
+            "--suggest", help="Propose a configuration with reasons; head=..., backbone=... say what for."
+        ),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Say what is in a dataset and what is wrong with it; exit code 2 when training would fail."""
-    from pixvox.data.check import check_dataset
+    from pixvox.data.check import check_dataset, split_overrides
 
-    report = check_dataset(path, **_options(overrides))
+    of_data, of_training = split_overrides(overrides or ()) if suggest else (list(overrides or ()), [])
+    options = _options(of_data)
+    report = check_dataset(path, **options)
+    found = None
+    if suggest and report.ok:
+        from pixvox.automatic import suggest_for_dataset
+
+        found = suggest_for_dataset(path, options, of_training)
     if as_json:
-        _print_json(report.to_dict())
+        _print_json({**report.to_dict(), **({"suggestions": found.to_dict()} if found else {})})
     else:
         typer.echo(str(report), err=not report.ok)
+        if found is not None:
+            typer.echo(f"\nsuggestions, used by: pixvox train --data {path} auto=true\n\n{found}")
     if not report.ok:
         raise typer.Exit(2)
 
