@@ -53,6 +53,7 @@ class DatasetKind(StrEnum):
     """Datasets that can be made."""
 
     shapes = "shapes"
+    digits = "digits"
     nuclei3d = "nuclei3d"
 
 
@@ -191,15 +192,108 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Continue this run (resume=true continues the newest).")
     ] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep", help="Train every combination of head=a,b learning_rate=1e-3,1e-4 seed=range(3)."
+        ),
+    ] = False,
+    configs: Annotated[
+        Path | None, typer.Option("--configs", help="Train each YAML file of this folder, one after another.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Folder of --sweep or --configs below runs/sweeps.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train a model; everything about the run is in its folder."""
+    if sweep or configs is not None:
+        if resume is not None:
+            raise ConfigError("--resume continues one run; a sweep that is started again continues by itself")
+        _sweep(list(overrides or ()), data, config_dir, sweep, configs, name, as_json)
+        return
+    if name is not None:
+        raise ConfigError("--name names a sweep; give --sweep or --configs, or run_dir=FOLDER for one run")
     from pixvox.training import train as run_training
 
     run = run_training(list(overrides or ()), data=data, config_dir=config_dir, resume=resume)
     if as_json:
         _print_json({"run": str(run.dir), "metrics": run.metrics, **run.summary})
+
+
+def _sweep(
+    overrides: list[str],
+    data: Path | None,
+    config_dir: Path | None,
+    sweep: bool,
+    configs: Path | None,
+    name: str | None,
+    as_json: bool,
+) -> None:
+    """Train several, then compare them; exit code 1 when one failed."""
+    from pixvox.configuration import data_overrides
+    from pixvox.sweep import folder_name, folder_of_configs, grid, run_sweep, sweep_name
+
+    chosen = [*(data_overrides(data, overrides) if data is not None else []), *overrides]
+    place = next((line for line in chosen if line.startswith(("run_dir=", "resume="))), None)
+    if place is not None:
+        raise ConfigError(
+            f"{place}: each training of a sweep has its own folder; choose it by --name and runs_dir="
+        )
+    runs = _options([line for line in chosen if line.startswith("runs_dir=")]).get("runs_dir", "runs")
+    if configs is not None:
+        if not configs.is_dir():
+            raise ConfigError(f"--configs {configs}: there is no such folder")
+        cells = folder_of_configs(configs, chosen)
+        if len(grid(chosen)) > 1 and not sweep:
+            raise ConfigError("an override has several values; add --sweep to train each of them")
+    else:
+        cells = grid(chosen)
+    default = folder_name(configs.resolve().name) if configs is not None else sweep_name(chosen)
+    folder = Path(runs) / "sweeps" / (name or default)
+    outcome = run_sweep(cells, folder, config_dir)
+    if outcome.finished:
+        _show_comparison([folder / cell for cell in outcome.finished], None, folder, as_json)
+    elif as_json:
+        _print_json({"sweep": str(folder), "failed": outcome.failed})
+    if outcome.failed:
+        for cell, code in outcome.failed.items():
+            typer.echo(f"failed with exit code {code}: {cell}; see {folder / cell / 'run.log'}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
+    score: Annotated[str | None, typer.Option("--score", help="By default that of the best epoch.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for comparison.csv, comparison.md and pictures."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare trainings: what differs, the best score with its spread over seeds, seconds and memory."""
+    _show_comparison(runs, score, out, as_json)
+
+
+def _show_comparison(runs: Sequence[Path], score: str | None, out: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from pixvox.comparison import compare as compare_runs
+
+    comparison = compare_runs(runs, score)
+    paths = comparison.save(out) if out is not None else []
+    if as_json:
+        _print_json({**asdict(comparison), "files": [str(path) for path in paths]})
+        return
+    header, lines = comparison.table()
+    _table("comparison", header, lines)
+    for path in comparison.unfinished:
+        typer.echo(f"not finished: {path}", err=True)
+    for path in paths:
+        typer.echo(str(path))
 
 
 @app.command()
