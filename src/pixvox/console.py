@@ -22,6 +22,7 @@ UNSAID = (
     ".*have overridden `transfer_batch_to_device`.*",
     ".*fault tolerant.*",
     ".*mid-epoch.*",
+    ".*It is recommended to use `self.log.*",  # scores are gathered: every process logs the same
 )
 """Warnings of the libraries below that ask nothing of the user."""
 

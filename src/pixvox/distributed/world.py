@@ -91,6 +91,16 @@ class _WorldSum(torch.autograd.Function):
         return gradients[0] * world_size()
 
 
+def world_max(value: float) -> float:
+    """Return the largest ``value`` of all processes; every process must call it."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(float(value))
+    largest = largest.to(_exchange_device(largest))
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.item()
+
+
 def gather_objects(value: T) -> list[T]:
     """Return the picklable ``value`` of every process, in the order of ranks."""
     if world_size() == 1:

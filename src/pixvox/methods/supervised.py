@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pixvox.callbacks.plateau import PlateauSteps
+from pixvox.distributed.sharding import shard
 from pixvox.distributed.world import apart
 from pixvox.errors import ConfigError
 from pixvox.layers import memory_format
 from pixvox.methods.typing import OptimizerFactory, SchedulerFactory, Scores
+from pixvox.metrics.metric import gather
 from pixvox.optimizers.parameter_groups import parameter_groups
 from pixvox.optimizers.schedules import lr_scheduler
 from pixvox.segmenter import Segmenter
@@ -73,6 +75,12 @@ class Supervised(pl.LightningModule):
         if channels_last:
             _to_memory_format(segmenter, self.memory_format, segmenter.spatial_dims + 2)
         self._since: tuple[float, int] | None = None
+        self._validated: list[tuple[int, dict[str, float]]] = []
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy says that weights are spread over processes."""
+        if self.device_mesh is not None:
+            shard(self.segmenter, self.device)
 
     def on_train_start(self) -> None:
         """Log at least once per epoch, also when an epoch has few batches."""
@@ -101,20 +109,27 @@ class Supervised(pl.LightningModule):
         outputs = self.segmenter.run(batch, with_targets=True, memory_format=self.memory_format)
         terms: dict[str, Tensor] = outputs["losses"]
         loss = torch.stack([term.float() for term in terms.values()]).sum()
-        logged = {f"{stage}/{name}": term.detach() for name, term in {"loss": loss, **terms}.items()}
-        training, count = stage == "train", 0 if batch.repeated else len(batch)
-        self.log_dict(
-            logged, batch_size=count, on_step=training, on_epoch=not training, sync_dist=not training
-        )
+        named = {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+        if stage == "train":
+            self.log_dict({f"train/{name}": term for name, term in named.items()}, batch_size=len(batch))
+        elif not batch.repeated:
+            self._validated.append((len(batch), {name: float(term) for name, term in named.items()}))
         return loss, outputs
 
     def on_validation_epoch_start(self) -> None:
         """Forget the images of the validation before."""
+        self._validated = []
         if self.metrics is not None:
             self.metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log every score; all processes join, since the metrics gather from all."""
+        """Log the mean losses and every score; all processes join, since both gather from all."""
+        # Lightning's own mean over processes rounds the number of images of each.
+        batches = gather(self._validated)
+        images = sum(count for count, _ in batches)
+        names = batches[0][1] if batches else ()
+        means = {name: math.fsum(count * terms[name] for count, terms in batches) / images for name in names}
+        self.log_dict({f"val/{name}": value for name, value in means.items()})
         if self.metrics is not None:
             self.log_dict({f"val/{name}": float(value) for name, value in self.metrics.compute().items()})
 
