@@ -139,6 +139,60 @@ def test_labels_that_are_not_used_serve_as_unlabelled_images():
     assert len(module(num_labeled_images=2, num_unlabeled_images=3).unlabelled) == 3
 
 
+def test_labelled_and_unlabelled_batches_come_in_pairs_until_the_longer_ends():
+    datamodule = module(shapes(11), num_labeled_images=3, num_unlabeled_images=-1)
+    datamodule.set_epoch(2)
+    pairs = [pair for pair, _, _ in datamodule.combined_dataloader()]
+    assert len(pairs) == 4
+    assert all(pair["labelled"].targets and pair["unlabelled"].targets is None for pair in pairs)
+    unlabelled = [index for pair in pairs for index in pair["unlabelled"].indices]
+    assert sorted(unlabelled) == list(range(8))
+    labelled = [index for pair in pairs for index in pair["labelled"].indices]
+    passes = [labelled[:3], labelled[3:6], labelled[6:]]
+    assert [sorted(each) for each in passes[:2]] == [[0, 1, 2]] * 2 and len(passes[2]) == 2
+    first = {
+        index: image
+        for pair in pairs[:2]
+        for index, image in zip(pair["labelled"].indices, pair["labelled"].images, strict=True)
+    }
+    again = pairs[2]["labelled"]
+    assert not torch.equal(first[again.indices[0]], again.images[0]), "another pass, another augmentation"
+
+
+def test_the_order_of_pairs_follows_seed_and_epoch():
+    def order(number, **options):
+        datamodule = module(shapes(9), num_labeled_images=4, num_unlabeled_images=-1, **options)
+        datamodule.set_epoch(number)
+        return [
+            pair[name].indices for pair, _, _ in datamodule.combined_dataloader() for name in sorted(pair)
+        ]
+
+    assert order(1) == order(1) == order(1, num_workers=2)
+    assert order(1) != order(2)
+    assert order(1) != order(1, seed=7)
+
+
+def test_few_unlabelled_images_are_repeated_too():
+    datamodule = module(shapes(9), num_labeled_images=7, num_unlabeled_images=2)
+    pairs = [pair for pair, _, _ in datamodule.combined_dataloader()]
+    assert len(pairs) == len(datamodule.train_dataloader()) == 3
+    with pytest.raises(DataError, match="no unlabelled images"):
+        module(shapes(3)).combined_dataloader()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_each_pass(monkeypatch, world):
+    seen = []
+    for rank in range(world):
+        monkeypatch.setattr("pixvox.data.loading.process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("pixvox.data.loading.world_size", lambda: world)
+        sampler = EpochSampler(6, seed=0, shuffle=True, images=12 // world)
+        sampler.set_epoch(3)
+        assert len(sampler) == 12 // world == len(list(sampler))
+        seen += list(sampler)
+    assert sorted(seen) == [(number, index) for number in (6, 7) for index in range(6)]
+
+
 def test_no_unlabelled_images_is_an_error_only_when_they_are_asked_for():
     datamodule = module(num_unlabeled_images=-1)
     assert datamodule.unlabelled is None

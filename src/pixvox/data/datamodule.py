@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -23,6 +23,9 @@ from pixvox.data.split import drawn_splits
 from pixvox.data.transforms.compose import Transform
 from pixvox.errors import DataError
 from pixvox.structures import Batch
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities import CombinedLoader
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +155,27 @@ class DataModule(LightningDataModule):
             raise DataError("there are no unlabelled images; set num_unlabeled_images=-1 (all) or a number")
         return self._training_loader(self.unlabelled, self.seed + 1)
 
+    def combined_dataloader(self) -> CombinedLoader:
+        """Return pairs of batches, ``{"labelled": ..., "unlabelled": ...}``, for semi-supervised methods.
+
+        An epoch ends with the longer of the two. The shorter begins again as often as needed, each time in
+        another order and with other augmentation.
+
+        Raises:
+            DataError: If there are no unlabelled images.
+        """
+        from lightning.pytorch.utilities import CombinedLoader
+
+        seeds = {"labelled": self.seed, "unlabelled": self.seed + 1}
+        loaders = {"labelled": self.train_dataloader(), "unlabelled": self.unlabelled_dataloader()}
+        batches = max(map(len, loaders.values()))
+        for name, loader in loaders.items():
+            if len(loader) < batches:
+                dataset = self.train if name == "labelled" else self.unlabelled
+                assert dataset is not None
+                loaders[name] = self._training_loader(dataset, seeds[name], batches)
+        return CombinedLoader(loaders, mode="max_size_cycle")
+
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return batches with ``truths`` in the original frame.
 
@@ -182,9 +206,10 @@ class DataModule(LightningDataModule):
         if skipped:
             logger.warning("%d unreadable images were skipped:\n%s", len(skipped), "\n".join(skipped))
 
-    def _training_loader(self, dataset: Dataset, seed: int) -> DataLoader[Batch]:
+    def _training_loader(self, dataset: Dataset, seed: int, batches: int | None = None) -> DataLoader[Batch]:
         view = TrainingView(dataset, self.train_transforms, seed, self.on_bad_sample == "skip")
-        sampler = EpochSampler(len(dataset), seed, shuffle=True)
+        images = None if batches is None else batches * self.batch_size
+        sampler = EpochSampler(len(dataset), seed, shuffle=True, images=images)
         sampler.set_epoch(self._epoch)
         self._samplers.append(sampler)
         self._views.append(view)

@@ -51,10 +51,15 @@ class EpochSampler(Sampler[Key]):
         batch_size: Without ``shuffle``, a process with fewer batches than another repeats one image at the
             end, marked ``REPEATED``: models that exchange buffers or weights in ``forward`` need as many
             calls from each process.
+        images: With ``shuffle``, images per process and epoch; by default each once. More begin further
+            passes, each with an order and draws of its own.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool, batch_size: int = 1) -> None:
+    def __init__(
+        self, length: int, seed: int, shuffle: bool, batch_size: int = 1, images: int | None = None
+    ) -> None:
         self.length = length
+        self.images = images
         self.seed = seed
         self.shuffle = shuffle
         self.batch_size = batch_size
@@ -67,10 +72,12 @@ class EpochSampler(Sampler[Key]):
     @property
     def per_process(self) -> int:
         """Number of images of this process, without repetitions."""
-        return len(self._mine())
+        return len(self._mine()) if self.images is None else self.images
 
     def _repeated(self) -> list[Key]:
         """Return the image that fills up the number of batches, if one is missing."""
+        if self.shuffle:
+            return []
         mine, most = self.per_process, -(-self.length // world_size())
         missing = -(-most // self.batch_size) > -(-mine // self.batch_size)
         return [(REPEATED, process_rank() % self.length)] if missing else []
@@ -78,15 +85,25 @@ class EpochSampler(Sampler[Key]):
     def __len__(self) -> int:
         return self.per_process + len(self._repeated())
 
-    def _mine(self) -> Sequence[int]:
+    def _mine(self, number: int | None = None) -> Sequence[int]:
+        """Return the images of this process in pass ``number``, by default the only one of the epoch."""
         rank, world = process_rank(), world_size()
         if not self.shuffle:
             return range(rank, self.length, world)
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        number = self.epoch if number is None else number
+        order = np.random.default_rng((self.seed, number)).permutation(self.length)
         rounds = -(-self.length // world)
         return [int(index) for index in np.resize(order, rounds * world)[rank::world]]
 
+    def _passes(self, images: int) -> list[Key]:
+        """Return as many images as asked for, in passes that are numbered on from epoch to epoch."""
+        passes = max(1, -(-images // len(self._mine())))
+        numbers = range(self.epoch * passes, (self.epoch + 1) * passes)
+        return [(number, index) for number in numbers for index in self._mine(number)][:images]
+
     def __iter__(self) -> Iterator[Key]:
+        if self.images is not None:
+            return iter(self._passes(self.images))
         return iter([*((self.epoch, index) for index in self._mine()), *self._repeated()])
 
 

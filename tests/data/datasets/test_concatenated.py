@@ -32,6 +32,8 @@ def test_sources_in_a_configuration_of_ones_own_train_as_one(two, tmp_path):
 
 
 def test_mistakes_in_sources_are_said(two):
+    with pytest.raises(DataError, match="nothing to join; list the datasets"):
+        open_concatenated({})
     with pytest.raises(DataError, match="sources.a needs a path"):
         open_concatenated({"a": {}})
     with pytest.raises(ConfigError, match="takes no option 'tsak'.*task"):

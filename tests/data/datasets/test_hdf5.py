@@ -171,12 +171,12 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_not_run(files, tmp_path, pro
 def test_workers_open_the_files_for_themselves(files):
     dataset = Hdf5Instances(**files())
     _ = dataset[0]
-    here = dataset.files["images"]._opened
+    here = dataset.arrays["images"]._opened
     module = DataModule(dataset, batch_size=1, num_workers=2, size_divisor=2, min_object_size=1)
     alone = DataModule(dataset, batch_size=1, num_workers=0, size_divisor=2, min_object_size=1)
     pairs = zip(module.train_dataloader(), alone.train_dataloader(), strict=True)
     assert all(torch.equal(a.images, b.images) for a, b in pairs)
-    assert dataset.files["images"]._opened is here
+    assert dataset.arrays["images"]._opened is here
     assert pickle.loads(pickle.dumps(dataset))[3].labels.tolist() == [2]
 
 

@@ -33,6 +33,8 @@ def open_concatenated(
         ConfigError: If an option is unknown or of another type.
         DataError: If a source cannot be opened, or they do not go together.
     """
+    if not sources:
+        raise DataError("there is nothing to join; list the datasets as sources={NAME: {path: FOLDER}, ...}")
     opened: dict[str, Dataset] = {}
     mapping: dict[str, Mapping[str, str | None]] = {}
     for name, source in sources.items():
@@ -45,7 +47,5 @@ def open_concatenated(
             continue
         opened[name] = open_dataset(path, split, **own)
     if not opened:
-        raise DataError(
-            f"no source has a split {split!r}: {', '.join(sources) or 'sources is empty; list {name: {path: FOLDER}}'}"
-        )
+        raise DataError(f"no source has a split {split!r}: {', '.join(sources)}")
     return Concatenation(opened, class_names, {name: mapping[name] for name in opened})

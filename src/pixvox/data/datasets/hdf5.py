@@ -66,10 +66,10 @@ class Hdf5Instances(Dataset):
         percentiles: Sequence[float] = (1.0, 99.8),
         name: str = "hdf5",
     ) -> None:
-        self.files = {"images": _Array(Path(images), image_key), "masks": _Array(Path(masks), mask_key)}
+        self.arrays = {"images": _Array(Path(images), image_key), "masks": _Array(Path(masks), mask_key)}
         self.channels_last = channels_last
         self.percentiles = (float(percentiles[0]), float(percentiles[1]))
-        shape, mask_shape = (array.shape for array in self.files.values())
+        shape, mask_shape = (array.shape for array in self.arrays.values())
         dims = len(mask_shape) - 1
         if dims not in (2, 3) or len(shape) not in (dims + 1, dims + 2):
             raise DataError(
@@ -104,12 +104,20 @@ class Hdf5Instances(Dataset):
 
     def source(self, index: int) -> str:
         """Return the file and place of image ``index``."""
-        return f"{self.files['images'].path}[{index}]"
+        return f"{self.arrays['images'].path}[{index}]"
+
+    def source_files(self, index: int) -> list[Path]:
+        """Return the files that all images come from."""
+        return [array.path for array in self.arrays.values()]
+
+    def classes_in(self, index: int) -> set[int]:
+        """Return the class indices that image ``index`` shows, from its labels alone."""
+        return {int(label) for label in self.labels[index]}
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a dataset of {len(self)} images")
-        values = self.files["images"][index]
+        values = self.arrays["images"][index]
         if self.grey:
             values = values[None]
         elif self.channels_last:
@@ -136,7 +144,7 @@ class Hdf5Instances(Dataset):
 
     def _masks(self, index: int) -> np.ndarray:
         start, end = self.offsets[index], self.offsets[index + 1]
-        return np.asarray(self.files["masks"][int(start) : int(end)]) != 0
+        return np.not_equal(self.arrays["masks"][int(start) : int(end)], 0)
 
     def _check_boxes(self, file: Path, offsets: Path | None, size: Sequence[int]) -> None:
         """Refuse boxes that cannot be those of the objects."""
@@ -160,7 +168,7 @@ class Hdf5Instances(Dataset):
             empty = np.flatnonzero(~self._masks(index).reshape(len(self.labels[index]), -1).any(1))
             if len(empty):
                 raise DataError(
-                    f"{self.files['masks'].path}: mask {self.offsets[index] + empty[0]} (object {empty[0]} of image "
+                    f"{self.arrays['masks'].path}: mask {self.offsets[index] + empty[0]} (object {empty[0]} of image "
                     f"{index}) has no pixel; remove it with its label"
                 )
 
