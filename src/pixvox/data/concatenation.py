@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -90,6 +91,16 @@ class Concatenation(Dataset):
         """Return the file or name of image ``index``."""
         part, place = self._place(index)
         return self.datasets[part].source(place)
+
+    def source_files(self, index: int) -> list[Path]:
+        """Return the files that image ``index`` comes from."""
+        part, place = self._place(index)
+        return self.datasets[part].source_files(place)
+
+    def classes_in(self, index: int) -> set[int]:
+        """Return the class indices that image ``index`` shows."""
+        part, place = self._place(index)
+        return self.datasets[part].classes_in(place)
 
     def unlabelled_indices(self) -> list[int]:
         """Return the indices of images that have no annotations at all."""

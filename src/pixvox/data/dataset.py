@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
@@ -32,6 +33,15 @@ class Dataset(TorchDataset[Sample]):
     def source(self, index: int) -> str:
         """Return the file or name of image ``index`` without reading it."""
         return f"{self.metadata.name or type(self).__name__}[{index}]"
+
+    def source_files(self, index: int) -> list[Path]:
+        """Return the files that image ``index`` and its annotations come from; none when they are made."""
+        file = Path(self.source(index))
+        return [file] if file.exists() else []
+
+    def classes_in(self, index: int) -> set[int]:
+        """Return the class indices that image ``index`` shows; subclasses do so without decoding the image."""
+        return classes_of(self[index])
 
     def unlabelled_indices(self) -> list[int]:
         """Return the indices of images that have no annotations at all."""
@@ -64,10 +74,28 @@ class Subset(Dataset):
         """Return the file or name of image ``index``."""
         return self.dataset.source(self.indices[index])
 
+    def source_files(self, index: int) -> list[Path]:
+        """Return the files that image ``index`` comes from."""
+        return self.dataset.source_files(self.indices[index])
+
+    def classes_in(self, index: int) -> set[int]:
+        """Return the class indices that image ``index`` shows."""
+        return set() if self.hidden else self.dataset.classes_in(self.indices[index])
+
     def unlabelled_indices(self) -> list[int]:
         """Return the indices of images that have no annotations at all."""
         missing = set(self.dataset.unlabelled_indices())
         return [place for place, index in enumerate(self.indices) if self.hidden or index in missing]
+
+
+def classes_of(sample: Sample) -> set[int]:
+    """Return the class indices that a sample shows; ignored objects and pixels do not count."""
+    shown: set[int] = set()
+    if sample.labels is not None and sample.ignore is not None:
+        shown |= set(sample.labels[~sample.ignore].tolist())
+    if sample.class_map is not None:
+        shown |= set(np.unique(sample.class_map.numpy()).tolist()) - {sample.ignore_index}
+    return shown
 
 
 def seeded_subset(count: int, wanted: int | float, seed: int) -> list[int]:

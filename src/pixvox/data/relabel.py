@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -71,6 +72,14 @@ class Relabelled(Dataset):
     def source(self, index: int) -> str:
         """Return the file or name of image ``index``."""
         return self.dataset.source(index)
+
+    def source_files(self, index: int) -> list[Path]:
+        """Return the files that image ``index`` comes from."""
+        return self.dataset.source_files(index)
+
+    def classes_in(self, index: int) -> set[int]:
+        """Return the class indices that image ``index`` shows."""
+        return {int(self.table[label]) for label in self.dataset.classes_in(index)} - {-1}
 
     def unlabelled_indices(self) -> list[int]:
         """Return the indices of images that have no annotations at all."""

@@ -111,6 +111,14 @@ class CocoDataset(Dataset):
         """Return the file of image ``index``."""
         return str(self.entries[index].path)
 
+    def source_files(self, index: int) -> list[Path]:
+        """Return image ``index`` and the JSON file."""
+        return [self.entries[index].path, self.file]
+
+    def classes_in(self, index: int) -> set[int]:
+        """Return the class indices that image ``index`` shows, from its annotations alone."""
+        return {annotation.label for annotation in self.entries[index].annotations if not annotation.crowd}
+
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
         sample, invalid = self.reader.read(entry.path, index)

@@ -100,6 +100,22 @@ class LabelFolder(Dataset):
         """Return the file of image ``index``."""
         return str(self.pairs[index][0])
 
+    def source_files(self, index: int) -> list[Path]:
+        """Return image and label map ``index``."""
+        return [file for file in self.pairs[index] if file is not None]
+
+    def classes_in(self, index: int) -> set[int]:
+        """Return the class indices that image ``index`` shows, from its label map alone."""
+        label = self.pairs[index][1]
+        if label is None:
+            return set()
+        reader = self.reader
+        label_map = read_labels(label, reader.spatial_dims, reader.max_pixels, reader.allow_missing_chunks)
+        if self.metadata.task == "instance":
+            return {0} if label_map.any() else set()
+        class_map = self._class_map(label_map, label, None)
+        return set(np.unique(class_map.numpy()).tolist()) - {self.metadata.ignore_index}
+
     def unlabelled_indices(self) -> list[int]:
         """Return the indices of images without a label map."""
         return [index for index, (_, label) in enumerate(self.pairs) if label is None]
