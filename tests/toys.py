@@ -1,11 +1,14 @@
 """Toy parts that exercise the contract of parts: a backbone, a semantic head and a query head."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from pixvox.backbones.backbone import Backbone
+from pixvox.callbacks.hooks import Hooks
 from pixvox.distributed.world import world_mean
 from pixvox.heads.head import Head
 from pixvox.layers import conv, resize
@@ -135,3 +138,34 @@ def toy_batches(kind, size=(16, 24)):
     """Images and targets of two processes: three images with annotations, and two without."""
     images = torch.randn(5, 1, *size, generator=torch.Generator().manual_seed(1))
     return [(images[:3], toy_targets(kind, size, 3)), (images[3:], toy_targets(kind, size, 2, empty=True))]
+
+
+class Diary(Hooks):
+    """Writes down what it is told."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+
+    def write(self, *words):
+        with self.path.open("a") as file:
+            print(*words, file=file)
+
+    def on_running_metrics_updated(self, step, epoch, metrics):
+        self.write("running", step, epoch, *metrics)
+
+    def on_job_epoch_ended(self, stage, epoch, metrics):
+        self.write("epoch", stage, epoch, *metrics)
+
+    def on_snapshots_created(self, paths):
+        assert all(path.is_file() for path in paths)
+        self.write("pictures", *(path.name for path in paths))
+
+    def on_checkpoint_saved(self, path, step):
+        self.write("checkpoint", path.name, step, path.is_file())
+
+
+class BrokenHooks(Hooks):
+    """Fails whenever an epoch ends."""
+
+    def on_job_epoch_ended(self, stage, epoch, metrics):
+        raise RuntimeError("the mail server is down")

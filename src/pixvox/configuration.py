@@ -46,12 +46,20 @@ SHORT_KEYS: dict[str, Any] = {
     "unsup_rampup_steps": int,
     "accumulate_grad_batches": int,
     "fast_dev_run": bool | int,
+    "profile": bool | int,
     "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
     "seed": int,
     "deterministic": bool,
     "pretrained": bool,
+    "ema_decay": float | None,
+    "skip_nan_steps": int,
+    "on_out_of_memory": Literal["raise", "halve_batch"],
+    "checkpoint_every_n_steps": int | None,
+    "keep_checkpoints_every": int | None,
+    "on_save_error": Literal["raise", "warn"],
     "resume": bool | str | None,
     "val_every_n_epoch": int,
+    "test": bool,
     "best_by": str | None,
     "spatial_dims": int | None,
     "in_channels": int | None,
@@ -75,7 +83,12 @@ _LEAST: dict[str, float] = {
     "unsup_rampup_steps": 0,
     "accumulate_grad_batches": 1,
     "fast_dev_run": 0,
+    "profile": 0,
     "seed": 0,
+    "ema_decay": 0,
+    "skip_nan_steps": 0,
+    "checkpoint_every_n_steps": 1,
+    "keep_checkpoints_every": 1,
     "val_every_n_epoch": 1,
     "early_stopping.patience": 0,
 }
@@ -173,7 +186,7 @@ class _Composer:
         try:
             with _hydra(self.folder):
                 config = hydra_compose(self.name, overrides=list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:  # Hydra, OmegaConf and YAML raise their own, unrelated types
             raise ConfigError(_first_line(error)) from error
         with open_dict(config):
             choices = config.pop("hydra").runtime.choices
@@ -434,8 +447,15 @@ def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain types, all references replaced by their values."""
-    container = OmegaConf.to_container(config, resolve=True)
+    """Return a configuration as plain types, all references replaced by their values.
+
+    Raises:
+        ConfigError: If a reference leads nowhere, or round in a circle.
+    """
+    try:
+        container = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(_first_line(error)) from error
     if not isinstance(container, dict):
         raise ConfigError(f"a configuration is a mapping, got {type(container).__name__}")
     return {str(key): value for key, value in container.items()}

@@ -1,0 +1,1 @@
+"""Trackers of experiments; ``metrics.csv`` and TensorBoard need none of this."""
