@@ -94,8 +94,15 @@ class Supervised(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Segmentation]]:
         """Score a batch and return its ``predictions`` in the original frame."""
+        return self._score(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Segmentation]]:
+        """Score a batch of the test split as one of the validation."""
+        return self._score(batch, "test")
+
+    def _score(self, batch: Batch, stage: str) -> dict[str, list[Segmentation]]:
         with apart():  # batches are validated one by one, whatever the other processes do
-            _, outputs = self._run(batch, "val")
+            _, outputs = self._run(batch, stage)
         predictions = self.segmenter.postprocess(outputs, batch.geometries)
         predictions = [prediction.to("cpu") for prediction in predictions]
         if self.metrics is not None and batch.truths is not None and not batch.repeated:
@@ -122,16 +129,27 @@ class Supervised(pl.LightningModule):
         if self.metrics is not None:
             self.metrics.reset()
 
+    def on_test_epoch_start(self) -> None:
+        """Forget the images of the validation before."""
+        self.on_validation_epoch_start()
+
     def on_validation_epoch_end(self) -> None:
         """Log the mean losses and every score; all processes join, since both gather from all."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean losses and every score under ``test/``."""
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
         # Lightning's own mean over processes rounds the number of images of each.
         batches = gather(self._validated)
         images = sum(count for count, _ in batches)
         names = batches[0][1] if batches else ()
         means = {name: math.fsum(count * terms[name] for count, terms in batches) / images for name in names}
-        self.log_dict({f"val/{name}": value for name, value in means.items()})
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
         if self.metrics is not None:
-            self.log_dict({f"val/{name}": float(value) for name, value in self.metrics.compute().items()})
+            self.log_dict({f"{stage}/{name}": float(value) for name, value in self.metrics.compute().items()})
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the learning rate and the images per second since the last time they were logged."""

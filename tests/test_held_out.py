@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+import pixvox
+from pixvox.errors import ConfigError
+from pixvox.evaluation import evaluate
+from pixvox.files import finite
+
+SMALL = [
+    "data=digits", "head=fcn", "backbone=simple", "backbone.channels=[4,8,8,8]", "data.train.task=semantic",
+    "data.train.num_images=4", "data.val.num_images=2", "data.test.num_images=3", "batch_size=2", "epochs=2",
+    "num_workers=0", "logger=none",
+]  # fmt: skip
+
+
+def test_the_best_checkpoint_is_scored_on_the_test_split_at_the_end(tmp_path):
+    run = pixvox.train([*SMALL, "test=true", f"runs_dir={tmp_path}"])
+    summary = json.loads((run.dir / "summary.json").read_text())
+    assert summary["test"] == finite(run.summary["test"])
+    again = evaluate(run.dir, split="test")
+    shared = set(again) & set(summary["test"])
+    assert len(shared) > 3
+    for name in shared:
+        assert finite(again[name]) == pytest.approx(summary["test"][name], abs=1e-6)
+    assert summary["best"] and summary["test"] != summary["best"]
+    assert "test/" in (run.dir / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_a_run_that_cannot_be_tested_does_not_start(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"test=true needs a test split, and digits has none.*test_fraction"
+    ):
+        pixvox.train([*SMALL, "data.test=null", "test=true", f"runs_dir={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"test=true needs a test split"):
+        pixvox.train(["data=shapes", "data.train.num_images=3", "test=true", f"runs_dir={tmp_path}"])
+    assert not list(tmp_path.iterdir())
