@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from pixvox.data.balance import Balance, image_weights
+from pixvox.data.cache import CachedDataset, cache_folder
 from pixvox.data.collate import Collate
 from pixvox.data.concatenation import Concatenation
 from pixvox.data.dataset import Dataset, Subset, seeded_subset
@@ -67,6 +69,12 @@ class DataModule(LightningDataModule):
             drawn by seed; 0.2 for a ``path`` when None.
         test_fraction: The same for ``test``; nothing is drawn when None.
         class_agnostic: Learn and score objects whatever their class.
+        balance: Over-sample labelled images of rare classes: ``"repeat_factor"`` as in LVIS, or
+            ``"inverse_frequency"``; see ``pixvox.data.balance``.
+        balance_threshold: With ``"repeat_factor"``, share of the images below which a class is rare.
+        cache: Folder of memory-mapped copies of the decoded images, or True for the user's cache folder; see
+            ``CachedDataset``.
+        cache_type: ``"source"`` keeps every value of an image, ``"float16"`` rounds floats.
 
     Raises:
         DataError: If there is nothing to train on, or if the parts do not fit together.
@@ -95,6 +103,10 @@ class DataModule(LightningDataModule):
         val_fraction: float | None = None,
         test_fraction: float | None = None,
         class_agnostic: bool = False,
+        balance: Balance | None = None,
+        balance_threshold: float = 0.1,
+        cache: str | Path | bool | None = None,
+        cache_type: Literal["source", "float16"] = "source",
     ) -> None:
         super().__init__()
         if on_bad_sample not in ("raise", "skip"):
@@ -104,6 +116,13 @@ class DataModule(LightningDataModule):
             train, val, test, unlabelled = _open_splits(path, {**(options or {}), **own}, seed)
         if train is None:
             raise DataError("a DataModule needs a train dataset, or the path of a dataset")
+        if cache:
+            folder = cache_folder() if cache is True else Path(cache)
+            train = CachedDataset(train, folder, cache_type, num_workers)
+            val, test, unlabelled = (
+                CachedDataset(part, folder, cache_type, num_workers) if part is not None else None
+                for part in (val, test, unlabelled)
+            )
         train, val, test = _drawn(train, val, test, val_fraction, test_fraction, seed)
         if class_agnostic:
             train = without_classes(train)
@@ -126,6 +145,7 @@ class DataModule(LightningDataModule):
         self.image_size, self.size_divisor = image_size, size_divisor
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.min_object_size, self.on_bad_sample = seed, min_object_size, on_bad_sample
+        self.weights = image_weights(self.train, balance, balance_threshold) if balance else None
         self._epoch = 0
         self._samplers: list[EpochSampler] = []
         self._views: list[TrainingView] = []
@@ -209,7 +229,8 @@ class DataModule(LightningDataModule):
     def _training_loader(self, dataset: Dataset, seed: int, batches: int | None = None) -> DataLoader[Batch]:
         view = TrainingView(dataset, self.train_transforms, seed, self.on_bad_sample == "skip")
         images = None if batches is None else batches * self.batch_size
-        sampler = EpochSampler(len(dataset), seed, shuffle=True, images=images)
+        weights = self.weights if dataset is self.train else None
+        sampler = EpochSampler(len(dataset), seed, shuffle=True, images=images, weights=weights)
         sampler.set_epoch(self._epoch)
         self._samplers.append(sampler)
         self._views.append(view)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
+from pixvox.data.balance import balanced_order, number_repeats
 from pixvox.data.collate import Collate
 from pixvox.data.dataset import Dataset
 from pixvox.data.sample import Sample
@@ -53,16 +54,25 @@ class EpochSampler(Sampler[Key]):
             calls from each process.
         images: With ``shuffle``, images per process and epoch; by default each once. More begin further
             passes, each with an order and draws of its own.
+        weights: With ``shuffle``, how often each image is seen per pass on average, by default once. Each
+            time has draws of its own.
     """
 
     def __init__(
-        self, length: int, seed: int, shuffle: bool, batch_size: int = 1, images: int | None = None
+        self,
+        length: int,
+        seed: int,
+        shuffle: bool,
+        batch_size: int = 1,
+        images: int | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.length = length
         self.images = images
         self.seed = seed
         self.shuffle = shuffle
         self.batch_size = batch_size
+        self.weights = weights
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -86,25 +96,36 @@ class EpochSampler(Sampler[Key]):
         return self.per_process + len(self._repeated())
 
     def _mine(self, number: int | None = None) -> Sequence[int]:
-        """Return the images of this process in pass ``number``, by default the only one of the epoch."""
+        """Return the images of this process in pass ``number``, by default the only one of the epoch.
+
+        An image that is seen again has ``length`` added for each time before.
+        """
         rank, world = process_rank(), world_size()
         if not self.shuffle:
             return range(rank, self.length, world)
         number = self.epoch if number is None else number
-        order = np.random.default_rng((self.seed, number)).permutation(self.length)
-        rounds = -(-self.length // world)
+        generator = np.random.default_rng((self.seed, number))
+        if self.weights is None:
+            order = generator.permutation(self.length)
+        else:
+            order = number_repeats(balanced_order(self.weights, generator), self.length)
+        rounds = -(-len(order) // world)
         return [int(index) for index in np.resize(order, rounds * world)[rank::world]]
 
     def _passes(self, images: int) -> list[Key]:
         """Return as many images as asked for, in passes that are numbered on from epoch to epoch."""
         passes = max(1, -(-images // len(self._mine())))
         numbers = range(self.epoch * passes, (self.epoch + 1) * passes)
-        return [(number, index) for number in numbers for index in self._mine(number)][:images]
+        return [self._key(number, place) for number in numbers for place in self._mine(number)][:images]
+
+    def _key(self, number: int, place: int) -> Key:
+        """Return the key of an image; a repeat counts as a far later epoch, so that it is augmented otherwise."""
+        return number + (place // self.length << 32), place % self.length
 
     def __iter__(self) -> Iterator[Key]:
         if self.images is not None:
             return iter(self._passes(self.images))
-        return iter([*((self.epoch, index) for index in self._mine()), *self._repeated()])
+        return iter([*(self._key(self.epoch, place) for place in self._mine()), *self._repeated()])
 
 
 class TrainingView(TorchDataset[Sample]):
