@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -61,17 +63,30 @@ def test_run_is_found_by_folder_and_by_checkpoint(tmp_path):
         (b"\x80\x04garbage", "refused"),
         ({"state": 1}, "not the checkpoint of a training"),
         ([1], "not the checkpoint of a training"),
-        (None, "no such file"),
     ],
 )
 def test_problem_of_a_checkpoint_is_told(tmp_path, content, said):
     run = made(tmp_path / "one")
-    if content is not None:
-        run.last.write_bytes(content) if isinstance(content, bytes) else torch.save(content, run.last)
-    with pytest.raises(WeightsError, match=rf"last\.ckpt: .*{said}.*best\.ckpt: .*no such file"):
+    run.last.write_bytes(content) if isinstance(content, bytes) else torch.save(content, run.last)
+    with pytest.raises(WeightsError, match=rf"last\.ckpt: .*{said}"):
         readable_checkpoint(run)
     torch.save({"pixvox": {}, "state_dict": {}, "global_step": 1}, run.best)
     assert readable_checkpoint(run) == run.best
+
+
+def test_newest_readable_checkpoint_stands_in_for_the_last(tmp_path, caplog):
+    run = made(tmp_path / "one")
+    assert readable_checkpoint(run) is None
+    run.last.write_bytes(b"")
+    for age, path in enumerate((run.previous, run.best, run.checkpoints / "epoch_0010.ckpt")):
+        torch.save({"pixvox": {}, "state_dict": {}, "global_step": 1}, path)
+        os.utime(path, (0, 100 - age))
+    assert readable_checkpoint(run) == run.previous
+    assert "last.ckpt: the file is empty (0 bytes)" in caplog.text
+    run.previous.unlink()
+    assert readable_checkpoint(run) == run.best
+    run.best.write_bytes(b"x")
+    assert readable_checkpoint(run).name == "epoch_0010.ckpt"
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

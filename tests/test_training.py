@@ -40,7 +40,8 @@ def test_run_folder_holds_what_it_promises(run):
         "curves.png", "val_predictions.png", "confusion_matrix.png",
     }  # fmt: skip
     checkpoints = {path.name for path in (run.dir / "checkpoints").iterdir()}
-    assert checkpoints == {"last.ckpt", "last.ckpt.sha256", "best.ckpt", "best.ckpt.sha256"}
+    names = ("last", "previous", "best")
+    assert checkpoints == {f"{name}.ckpt{end}" for name in names for end in ("", ".sha256")}
     assert (run.dir.parent / "last").resolve() == run.dir.resolve()
     assert run.dir.name.endswith("_simple_fcn")
 
@@ -127,7 +128,7 @@ def test_same_seed_gives_the_same_losses(tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_damaged_last_checkpoint_falls_back_to_the_best(run, tmp_path):
+def test_damaged_last_checkpoint_falls_back_to_the_best(run, tmp_path, caplog):
     import shutil
 
     folder = tmp_path / "run"
@@ -136,13 +137,29 @@ def test_damaged_last_checkpoint_falls_back_to_the_best(run, tmp_path):
     last.write_bytes(last.read_bytes()[:1000])
     from pixvox.run_folder import readable_checkpoint
 
+    (folder / "checkpoints" / "previous.ckpt").unlink()
     assert readable_checkpoint(find_run(folder)).name == "best.ckpt"
+    assert "last.ckpt: damaged" in caplog.text
+    assert "falling back to best.ckpt" in caplog.text
     (folder / "checkpoints" / "best.ckpt").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"last\.ckpt.*best\.ckpt.*0 bytes"):
         readable_checkpoint(find_run(folder))
 
 
-def test_resume_takes_the_best_checkpoint_when_a_bit_of_the_last_is_flipped(run, tmp_path):
+def test_model_of_a_run_is_its_newest_when_the_best_is_damaged(run, tmp_path, caplog):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(run.dir, folder)
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"")
+    model = load(folder)
+    assert "best.ckpt: the file is empty" in caplog.text
+    assert "taking last.ckpt instead" in caplog.text
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[f"segmenter.{name}"]) for name, value in model.state_dict().items())
+
+
+def test_resume_takes_the_state_before_when_a_bit_of_the_last_is_flipped(run, tmp_path):
     import shutil
 
     folder = tmp_path / "run"
@@ -156,7 +173,7 @@ def test_resume_takes_the_best_checkpoint_when_a_bit_of_the_last_is_flipped(run,
         load(last)
     again = train(["epochs=3"], resume=folder)
     assert again.summary["steps"] == 9
-    assert "best.ckpt" in next(
+    assert "previous.ckpt" in next(
         line for line in (folder / "run.log").read_text().splitlines() if "resuming" in line
     )
     load(last)

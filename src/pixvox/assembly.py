@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
 from pixvox.configuration import instantiate, resolved
+from pixvox.distributed.world import world_size
 from pixvox.errors import ConfigError
 from pixvox.run_folder import RunFolder
 from pixvox.signatures import nearest
@@ -154,31 +154,35 @@ def run_name(config: DictConfig) -> str:
 
 
 def build_trainer(
-    config: DictConfig, run: RunFolder, monitor: str | None, mode: str, resumed: Path | None = None
+    config: DictConfig, run: RunFolder, monitor: str | None, mode: str, further: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
-    """Build Lightning's trainer with the callbacks and loggers of a run folder."""
+    """Build Lightning's trainer with the callbacks and loggers of a run folder.
+
+    Args:
+        config: A complete configuration.
+        run: The folder.
+        monitor: Logged name of the score that tells the best epoch.
+        mode: ``"max"`` or ``"min"``.
+        further: Callbacks that act before the others.
+    """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import ProgressBar
 
     from pixvox.callbacks.checkpoints import keep_sums
     from pixvox.callbacks.metrics_table import MetricsTable
 
-    table = MetricsTable(run.metrics)
-    if resumed is not None:
-        from pixvox.weights.checkpoint import read_torch_file
-
-        table.keep_until(int(read_torch_file(resumed)["global_step"]))
-    loggers = [table, *(instantiate(config.logger, "logger") or {}).values()]
+    loggers = [MetricsTable(run.metrics), *(instantiate(config.logger, "logger") or {}).values()]
     limits: dict[str, Any] = {}
     if config.fast_dev_run:
         batches = int(config.fast_dev_run)
         limits = {
             "limit_train_batches": batches,
             "limit_val_batches": batches,
+            "limit_test_batches": batches,
             "max_epochs": 1,
             "max_steps": -1,
         }
-    callbacks = build_callbacks(config, run, monitor, mode)
+    callbacks = [*further, *build_callbacks(config, run, monitor, mode)]
     try:
         trainer: pl.Trainer = instantiate(
             config.trainer,
@@ -191,7 +195,7 @@ def build_trainer(
         )
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
-    keep_sums(trainer)
+    keep_sums(trainer, config.on_save_error)
     return trainer
 
 
@@ -200,18 +204,32 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
     from lightning.pytorch.callbacks import EarlyStopping
 
     from pixvox.callbacks.checkpoints import checkpoint_callbacks
+    from pixvox.callbacks.ema import EMA
     from pixvox.callbacks.final_validation import FinalValidation
     from pixvox.callbacks.nan_guard import NaNGuard
     from pixvox.callbacks.pictures import Pictures
+    from pixvox.callbacks.profiler import Profiler
     from pixvox.callbacks.progress import progress_callbacks
+    from pixvox.callbacks.step_timer import StepTimer
     from pixvox.callbacks.summary import Summary
+    from pixvox.callbacks.tracking import Tracking
+    from pixvox.callbacks.training_state import TrainingState
+    from pixvox.distributed.stopping import StopTogether
 
+    timer = StepTimer(exact=bool(config.profile))
     callbacks: list[pl.Callback] = [
-        NaNGuard(run.last),
+        TrainingState(),  # first: it remembers the generators before anyone draws from them
+        *([StopTogether()] if world_size() > 1 else []),
+        NaNGuard(run.last, config.skip_nan_steps),
+        *([EMA(config.ema_decay)] if config.ema_decay is not None else []),
         FinalValidation(),
         Summary(run, monitor, mode),
         Pictures(run, monitor, mode),
         *progress_callbacks(),
+        timer,
+        *([Profiler(run, 10 if config.profile is True else config.profile, timer)] if config.profile else []),
+        Tracking(run, resolved(config), resumed=config.resume is not None),
+        *(instantiate(config.callbacks, "callbacks") or {}).values(),
     ]
     stopping = config.early_stopping
     if stopping.patience is not None:
@@ -220,5 +238,14 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
             raise ConfigError(
                 "early_stopping.patience needs early_stopping.monitor: the metrics have no main score"
             )
-        callbacks.append(EarlyStopping(watched, patience=stopping.patience, mode=stopping.mode or mode))
-    return callbacks + checkpoint_callbacks(run, monitor, mode)
+        callbacks.append(
+            EarlyStopping(
+                watched,
+                patience=stopping.patience,
+                mode=stopping.mode or mode,
+                check_on_train_epoch_end=watched.startswith("train/"),  # a score is judged where it is fresh
+            )
+        )
+    return callbacks + checkpoint_callbacks(
+        run, monitor, mode, config.checkpoint_every_n_steps, config.keep_checkpoints_every
+    )

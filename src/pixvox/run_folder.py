@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import logging
 import platform
 import re
 import subprocess
@@ -18,6 +19,8 @@ from typing import Any
 from pixvox.errors import ConfigError, WeightsError
 from pixvox.files import finite, whole_file
 from pixvox.version import __version__
+
+log = logging.getLogger("pixvox")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class RunFolder:
     def last(self) -> Path:
         """Newest state, to resume from."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The state before the newest."""
+        return self.checkpoints / "previous.ckpt"
 
     @property
     def best(self) -> Path:
@@ -144,22 +152,37 @@ def find_run(path: str | Path) -> RunFolder:
     return run
 
 
-def readable_checkpoint(run: RunFolder) -> Path:
-    """Return the newest checkpoint of a run that can be read: ``last``, or ``best`` when ``last`` is damaged.
+def readable_checkpoint(run: RunFolder) -> Path | None:
+    """Return the newest checkpoint of a run that can be read, or None when it has none at all yet.
+
+    ``last`` comes first, then the others by their time; what is passed over is named in a warning.
 
     Raises:
-        WeightsError: If neither can be read.
+        WeightsError: If there are checkpoints, but none can be read.
     """
     from pixvox.weights.checkpoint import RECORD_KEY, read_torch_file
 
-    reasons = []
-    for path in (run.last, run.best):
+    others = sorted(
+        (
+            path
+            for path in run.checkpoints.glob("*.ckpt")
+            if path != run.last and not path.name.startswith(".")
+        ),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    if not others and not run.last.exists():
+        return None
+    reasons: list[str] = []
+    for path in (run.last, *others):
         try:
             content = read_torch_file(path)
         except WeightsError as error:
             reasons.append(str(error))
             continue
         if isinstance(content, dict) and {RECORD_KEY, "state_dict", "global_step"} <= content.keys():
+            for reason in reasons:
+                log.warning("%s; falling back to %s", reason, path.name)
             return path
         reasons.append(f"{path}: not the checkpoint of a training with pixvox")
     raise WeightsError("no checkpoint of this run can be read. " + "; ".join(reasons))

@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,24 @@ from pixvox.assembly import (
 )
 from pixvox.configuration import compose, data_overrides, instantiate, override, overrides_from, resolved
 from pixvox.console import logging_to, quiet_lightning
-from pixvox.errors import ConfigError
+from pixvox.distributed.launch import (
+    from_first,
+    join_world,
+    process_count,
+    run_together,
+    started_from_outside,
+)
+from pixvox.distributed.world import process_rank, world_size
+from pixvox.errors import ConfigError, TrainingError
+from pixvox.held_out import check_test_split, score_best
 from pixvox.run_folder import RunFolder, environment, find_run, readable_checkpoint
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+    from pixvox.automatic import Suggestions
     from pixvox.data.datamodule import DataModule
+    from pixvox.interruption import Interruption
     from pixvox.methods.supervised import Supervised
     from pixvox.segmenter import Segmenter
 
@@ -88,16 +100,27 @@ def train(
     """
     overrides: list[str] = []
     run: RunFolder | None = None
+    suggestions: Suggestions | None = None
     if not isinstance(config, DictConfig):
         chosen = data_overrides(data, config or ()) if data is not None else []
         overrides = [*chosen, *(config or ()), *overrides_from(options)]
         overrides, run = _continued(overrides, resume)
         config = compose("train", overrides, config_dir)
+        if config.auto:
+            from pixvox.automatic import suggestions_of
+
+            suggestions = suggestions_of(run, overrides, config_dir)
+            config = compose("train", [*suggestions.overrides, *overrides], config_dir)
     elif options or data is not None:
         raise ConfigError(
             "give either a composed configuration or options, not both; compose() takes overrides"
         )
-    return _train(config, run, {"overrides": overrides, "config_dir": config_dir and str(config_dir)})
+    elif config.get("auto"):
+        raise ConfigError(
+            "auto=true takes overrides: give train() a list of them instead of what compose() made"
+        )
+    origin = {"overrides": overrides, "config_dir": config_dir and str(config_dir)}
+    return _train(config, run, origin, suggestions)
 
 
 def _continued(overrides: list[str], resume: str | Path | bool | None) -> tuple[list[str], RunFolder | None]:
@@ -114,10 +137,68 @@ def _continued(overrides: list[str], resume: str | Path | bool | None) -> tuple[
         earlier = json.loads(run.environment.read_text()).get("overrides") or []
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"{run.environment} cannot be read: {error}; this run cannot be resumed") from error
+    earlier = [line for line in earlier if not line.startswith("resume=")]
     return [*earlier, *overrides, override("resume", str(run.path))], run
 
 
-def _train(config: DictConfig, run: RunFolder | None, origin: dict[str, Any]) -> Run:
+def _train(
+    config: DictConfig, run: RunFolder | None, origin: dict[str, Any], suggestions: Suggestions | None = None
+) -> Run:
+    """Train here, or in one process per device."""
+    processes, nodes = process_count(config), int(config.trainer.get("num_nodes", 1))
+    if processes * nodes > 1 and not started_from_outside(config):
+        if nodes > 1:
+            raise ConfigError(
+                f"trainer.num_nodes={nodes}: the processes of several machines are started by torchrun or srun, on "
+                "each machine; see docs/how-to/distributed.md"
+            )
+        return run_together(_train, (config, run, origin, suggestions), processes)
+    import lightning.pytorch  # noqa: F401  (its import makes its loggers speak: they are quieted after it)
+
+    from pixvox.interruption import Interruption
+    from pixvox.out_of_memory import OutOfMemory, smaller_batch
+
+    with Interruption() as interruption, join_world(config), quiet_lightning():
+        try:
+            return _train_here(config, run, origin, suggestions, interruption)
+        except OutOfMemory as error:
+            # Processes that train together would have to agree on it, and the one without memory is gone.
+            if config.on_out_of_memory == "raise" or world_size() > 1 or smaller_batch(config) is None:
+                raise
+            failure = str(error)
+        run, overrides = _halve_batch(config, failure)
+        origin = {**origin, "overrides": [*origin["overrides"], *overrides]}
+        return _train_here(config, run, origin, None, interruption)
+
+
+def _halve_batch(config: DictConfig, failure: str) -> tuple[RunFolder, list[str]]:
+    """Prepare to go on with a smaller batch after memory ran out; return the run and the overrides."""
+    import gc
+
+    import torch
+
+    from pixvox.out_of_memory import halve
+
+    run = RunFolder(Path(config.run_dir))
+    overrides = halve(config)
+    with logging_to(run.log):
+        log.warning("%s", failure)
+        log.warning("on_out_of_memory=halve_batch: going on once with %s", " ".join(overrides))
+    known = json.loads(run.environment.read_text())
+    run.write_json(run.environment, {**known, "overrides": [*(known.get("overrides") or []), *overrides]})
+    gc.collect()  # the failed attempt's tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return run, overrides
+
+
+def _train_here(
+    config: DictConfig,
+    run: RunFolder | None,
+    origin: dict[str, Any],
+    suggestions: Suggestions | None,
+    interruption: Interruption,
+) -> Run:
     """Build everything, then make the folder: a mistake in configuration or data leaves nothing behind."""
     import lightning.pytorch as pl
 
@@ -125,35 +206,44 @@ def _train(config: DictConfig, run: RunFolder | None, origin: dict[str, Any]) ->
     from pixvox.callbacks.summary import summary_of
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    with quiet_lightning():
-        datamodule = build_datamodule(config)
-        complete(config, datamodule.metadata)
-        segmenter = build_segmenter(config, datamodule.metadata)
-        datamodule.size_divisor = segmenter.size_divisor
-        check_task(segmenter, datamodule.metadata)
-        metrics = build_metrics(config, datamodule.metadata)
-        monitor, mode = monitored(metrics)
-        check_early_stopping(config, metrics)
-        checkpoint = readable_checkpoint(run) if run is not None else None
-        run = run or RunFolder.reserve(config.runs_dir, run_name(config), config.run_dir)
-        with open_dict(config):
-            config.run_dir = str(run.path)
-        trainer = build_trainer(config, run, monitor, mode, checkpoint)
-        method = instantiate(config.method, "method")(
-            segmenter=segmenter,
-            optimizer=instantiate(config.optimizer, "optimizer"),
-            scheduler=instantiate(config.scheduler, "scheduler") if config.get("scheduler") else None,
-            metrics=metrics,
-        )
+    datamodule = build_datamodule(config)
+    complete(config, datamodule.metadata)
+    segmenter = build_segmenter(config, datamodule.metadata)
+    datamodule.size_divisor = segmenter.size_divisor
+    check_task(segmenter, datamodule.metadata)
+    if config.test:
+        check_test_split(datamodule)
+    metrics = build_metrics(config, datamodule.metadata)
+    monitor, mode = monitored(metrics)
+    check_early_stopping(config, metrics)
+    # The first process looks into folders, and all go by what it found.
+    checkpoint = from_first(partial(readable_checkpoint, run)) if run is not None else None
+    run = run or from_first(lambda: RunFolder.reserve(config.runs_dir, run_name(config), config.run_dir))
+    with open_dict(config):
+        config.run_dir = str(run.path)
+    trainer = build_trainer(config, run, monitor, mode, [interruption])
+    method = instantiate(config.method, "method")(
+        segmenter=segmenter,
+        optimizer=instantiate(config.optimizer, "optimizer"),
+        scheduler=instantiate(config.scheduler, "scheduler") if config.get("scheduler") else None,
+        metrics=metrics,
+    )
+    first = process_rank() == 0
+    if first:
         run.make()
-        with logging_to(run.log):
+    with logging_to(run.log) if first else contextlib.nullcontext():
+        if first:
             _describe(config, run, segmenter, datamodule, origin, checkpoint)
-            _fit(trainer, method, datamodule, run, checkpoint)
-            summary = summary_of(trainer)
-            best = headline(summary["best"]) or "no validation"
-            log.info("done in %s; best: %s", clock(summary["seconds"]), best)
-            log.info("run folder %s", run.path)
-        return Run(run.path, summary["best"], summary)
+            if suggestions is not None:
+                suggestions.write(run)
+        _fit(trainer, method, datamodule, run, checkpoint, config, interruption)
+        if config.test:
+            score_best(trainer, method, datamodule, run)
+        summary = summary_of(trainer)
+        best = headline(summary["best"]) or "no validation"
+        log.info("done in %s; best: %s", clock(summary["seconds"]), best)
+        log.info("run folder %s", run.path)
+    return Run(run.path, summary["best"], summary)
 
 
 def _describe(
@@ -182,27 +272,54 @@ def _describe(
     log.info("%s: %.1f million parameters; run folder %s", run_name(config), parameters / 1e6, run.path)
     if resumed is not None:
         log.info("resuming from %s", resumed)
+    elif config.resume:
+        log.info("there is no checkpoint yet: starting from the beginning")
 
 
 def _fit(
-    trainer: pl.Trainer, method: Supervised, datamodule: DataModule, run: RunFolder, checkpoint: Path | None
+    trainer: pl.Trainer,
+    method: Supervised,
+    datamodule: DataModule,
+    run: RunFolder,
+    checkpoint: Path | None,
+    config: DictConfig,
+    interruption: Interruption,
 ) -> None:
-    """Fit; a signal ends the process with its usual exit code once the state is saved."""
+    """Fit; a signal ends the process with its usual exit code once the state is saved.
+
+    Raises:
+        TrainingError: If memory runs out or a process that loads has died; other errors as they are.
+    """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    from pixvox.data.loader import worker_failure
+    from pixvox.out_of_memory import is_out_of_memory, out_of_memory
+
     again = f"continue with: pixvox train --resume {run.path}"
+    failure: TrainingError | None = None
     try:
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:
+        if interruption.number == signal.SIGINT:
+            log.warning("stopped at step %d; %s", trainer.global_step, again)
+            raise KeyboardInterrupt from None
         log.warning("stopped by SIGTERM at step %d; %s", trainer.global_step, again)
         raise SystemExit(143) from None
+    except KeyboardInterrupt:
+        log.warning("stopped while stopping; %s", again)
+        raise
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             log.warning("stopped at step %d; %s", trainer.global_step, again)
             raise KeyboardInterrupt from None
         raise
-    finally:
-        # Lightning ignores further Ctrl-C while it shuts down, and does not undo that.
-        with contextlib.suppress(ValueError, TypeError):  # not in the main thread
-            signal.signal(signal.SIGINT, on_interrupt)
+    except (RuntimeError, MemoryError) as error:
+        # Made of numbers alone, and raised when the failed step's tensors are free again.
+        if is_out_of_memory(error):
+            failure = out_of_memory(config, error, sum(p.numel() for p in method.parameters()))
+        elif isinstance(error, RuntimeError):
+            failure = worker_failure(error, datamodule.num_workers, datamodule.batch_size)
+        if failure is None:
+            raise
+    if failure is not None:
+        raise failure

@@ -13,7 +13,7 @@ def test_columns_may_come_later_and_rows_of_one_step_are_joined(tmp_path):
     table.log_metrics({"train/loss": 0.1, "epoch": 0}, step=1)
     table.log_metrics({"train/loss": 0.2, "epoch": 0}, step=2)
     table.log_metrics({"val/AP": 0.5, "epoch": 0}, step=2)
-    table.save()
+    table.write()
     assert read(table.path) == [
         {"epoch": "0", "step": "1", "train/loss": "0.1", "val/AP": ""},
         {"epoch": "0", "step": "2", "train/loss": "0.2", "val/AP": "0.5"},
@@ -23,7 +23,7 @@ def test_columns_may_come_later_and_rows_of_one_step_are_joined(tmp_path):
 def test_numbers_are_written_in_full(tmp_path):
     table = MetricsTable(tmp_path / "metrics.csv")
     table.log_metrics({"value": 1 / 3}, step=0)
-    table.save()
+    table.write()
     assert float(read(table.path)[0]["value"]) == 1 / 3
 
 
@@ -32,9 +32,9 @@ def test_resume_keeps_the_rows_before_its_step(tmp_path):
     first = MetricsTable(path)
     for step in range(5):
         first.log_metrics({"loss": float(step), "epoch": 0}, step=step)
-    first.save()
+    first.write()
     again = MetricsTable(path)
-    again.keep_until(2)
+    again.keep_before(3)
     again.log_metrics({"loss": 30.0, "epoch": 1}, step=3)
     again.finalize("success")
     assert [row["loss"] for row in read(path)] == ["0.0", "1.0", "2.0", "30.0"]

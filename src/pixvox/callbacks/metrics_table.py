@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pixvox.files import whole_file
+
+log = logging.getLogger("pixvox")
 
 
 class MetricsTable(Logger):
@@ -30,6 +34,7 @@ class MetricsTable(Logger):
         self.path = path
         self.rows: list[dict[str, str]] = []
         self.columns = ["epoch", "step"]
+        self._written = self._duration = 0.0
 
     @property
     def name(self) -> str:
@@ -41,15 +46,15 @@ class MetricsTable(Logger):
         """A run has one table."""
         return ""
 
-    def keep_until(self, step: int) -> None:
-        """Continue an existing file, without the rows that come after ``step``."""
+    def keep_before(self, step: int) -> None:
+        """Continue an existing file, without the rows from ``step`` on: they will be logged again."""
         if not self.path.exists():
             return
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             self.columns = list(reader.fieldnames or self.columns)
             self.rows = [
-                row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step
+                row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step
             ]
 
     @rank_zero_only
@@ -71,15 +76,28 @@ class MetricsTable(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        """Write the table unless that would take more than a twentieth of the time; see ``write``."""
+        # Lightning asks after every row, and a table of a long run is long.
+        if time.perf_counter() - self._written > 20 * self._duration:
+            self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
         """Write the table; a crash in between leaves the old file whole."""
         if not self.rows:
             return
-        with whole_file(self.path) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        start = time.perf_counter()
+        try:
+            with whole_file(self.path) as part, part.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, restval="")
+                writer.writeheader()
+                writer.writerows(self.rows)
+        except OSError as error:  # the rows are still here, and a later attempt may succeed
+            log.warning("%s was not written: %s", self.path, error.strerror or error)
+        self._written = time.perf_counter()
+        self._duration = self._written - start
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left."""
-        self.save()
+        self.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pixvox.errors import PixvoxError
+from pixvox.distributed.sharding import local_part
+from pixvox.distributed.world import gather_objects
+from pixvox.errors import TrainingError
 from pixvox.structures import Batch
 
+log = logging.getLogger("pixvox")
 
-class NonFiniteLossError(PixvoxError):
+
+class NonFiniteLossError(TrainingError):
     """The loss or its gradients are NaN or infinite; the weights are still as they were."""
 
 
@@ -27,17 +32,24 @@ class NaNGuard(pl.Callback):
 
     Args:
         checkpoint: Where the last finite state will be found, for the message.
+        skip: So many steps are left out instead, weights and running means staying as they were; the next one
+            ends the run.
     """
 
-    def __init__(self, checkpoint: Path | None = None) -> None:
+    def __init__(self, checkpoint: Path | None = None, skip: int = 0) -> None:
         self.checkpoint = checkpoint
+        self.skip = skip
+        self.skipped: list[str] = []
         self._losses: list[Tensor] = []
         self._sources: deque[str] = deque(maxlen=64)
+        self._buffers: list[Tensor] = []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember which images the next step learns from."""
+        """Remember which images the next step learns from, and what they may spoil in passing."""
+        if self.skip and not self._losses:
+            self._buffers = [buffer.clone() for buffer in module.buffers()]
         labelled = batch if isinstance(batch, Batch) else None
         if labelled is not None:
             names = labelled.sources or [f"index {index}" for index in labelled.indices]
@@ -56,11 +68,12 @@ class NaNGuard(pl.Callback):
         )
         if trainer.precision != "16-mixed":
             gradients = [
-                parameter.grad
+                local_part(parameter.grad)
                 for group in optimizer.param_groups
                 for parameter in group["params"]
                 if parameter.grad is not None
             ]
+            gradients = [gradient for gradient in gradients if gradient.numel()]  # a share may be empty
             if gradients:
                 norms = torch._foreach_norm(gradients, float("inf"))
                 checks.append(torch.stack([norm.float() for norm in norms]).isfinite().all())
@@ -69,8 +82,46 @@ class NaNGuard(pl.Callback):
         finite = bool(trainer.strategy.reduce_boolean_decision(finite, all=True))
         losses, self._losses = [float(loss) for loss in self._losses], []
         sources, self._sources = list(self._sources), deque(maxlen=64)
-        if not finite:
+        if finite:
+            return
+        everyone = gather_objects((losses, sources))  # the cause may be another process's
+        losses = [loss for theirs, _ in everyone for loss in theirs]
+        sources = [source for _, theirs in everyone for source in theirs]
+        if len(self.skipped) >= self.skip:
             raise NonFiniteLossError(self._message(trainer, losses, sources))
+        self._leave_out(trainer, module, optimizer)
+        self.skipped.append(
+            f"step {trainer.global_step} of epoch {trainer.current_epoch}: {', '.join(sources) or 'unknown'}"
+        )
+        log.warning(
+            "left out %s (loss %s; %d of %d such steps)",
+            self.skipped[-1],
+            ", ".join(f"{loss:.4g}" for loss in losses),
+            len(self.skipped),
+            self.skip,
+        )
+
+    def _leave_out(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Take the gradients away: an optimiser passes over parameters without."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        for buffer, before in zip(module.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """List what was left out."""
+        if self.skipped:
+            listed = "\n".join(self.skipped)
+            log.warning("%d steps were left out, their loss was not finite:\n%s", len(self.skipped), listed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was left out, so that a resumed run goes on counting."""
+        return {"skipped": list(self.skipped)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped = list(state_dict["skipped"])
 
     def _message(self, trainer: pl.Trainer, losses: list[float], sources: list[str]) -> str:
         kept = f" The last finite state is in {self.checkpoint}." if self.checkpoint is not None else ""
@@ -78,11 +129,14 @@ class NaNGuard(pl.Callback):
             f"the loss or its gradients are not finite at step {trainer.global_step} of epoch "
             f"{trainer.current_epoch}: loss {', '.join(f'{loss:.4g}' for loss in losses)}, images "
             f"{', '.join(sources) or 'unknown'}.{kept} Check these images (pixvox data check), lower "
-            "learning_rate (or lengthen scheduler.warmup), or use precision=32-true"
+            "learning_rate (or lengthen scheduler.warmup), use precision=32-true, or leave out some such steps: "
+            f"skip_nan_steps={max(5, 2 * self.skip)}"
         )
 
 
 def state_is_finite(module: torch.nn.Module) -> bool:
     """Tell whether every floating-point weight and buffer is finite."""
-    tensors = [tensor for tensor in module.state_dict().values() if torch.is_floating_point(tensor)]
+    tensors = [
+        local_part(tensor) for tensor in module.state_dict().values() if torch.is_floating_point(tensor)
+    ]
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pixvox.callbacks.best_score import BestScore
+from pixvox.callbacks.metrics_table import MetricsTable
 from pixvox.run_folder import RunFolder
 from pixvox.signatures import locate
 from pixvox.structures import Batch, Segmentation
@@ -86,10 +88,19 @@ class Pictures(pl.Callback):
             self.draw()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Draw what there is also when the run was interrupted."""
+        """Draw what there is also when an error ended the run; who sends a signal is not to be kept waiting."""
         if trainer.is_global_zero:
             _save_tables(trainer)
-            self.draw()
+            if not isinstance(exception, (SIGTERMException, KeyboardInterrupt)):
+                self.draw()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score, so that a resumed run keeps the pictures of the best epoch."""
+        return {"score": self.best.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.best.value = state_dict["score"]
 
     def draw(self) -> None:
         """Write the pictures."""
@@ -120,7 +131,7 @@ def _confusion(metrics: Any) -> tuple[Any, tuple[str, ...]] | None:
 
 def _save_tables(trainer: pl.Trainer) -> None:
     for logger in trainer.loggers:
-        logger.save()
+        logger.write() if isinstance(logger, MetricsTable) else logger.save()
 
 
 def _try(function: str, path: Path, *arguments: Any, **options: Any) -> None:

@@ -10,6 +10,9 @@ import lightning.pytorch as pl
 import torch
 
 from pixvox.callbacks.best_score import BestScore
+from pixvox.callbacks.nan_guard import NaNGuard
+from pixvox.callbacks.profiler import Profiler
+from pixvox.callbacks.step_timer import StepTimer
 from pixvox.run_folder import RunFolder
 
 
@@ -77,10 +80,12 @@ class Summary(pl.Callback):
             "last": _scores(trainer),
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
+            "skipped_steps": _skipped(trainer),
             "seconds": round(self._seconds(), 1),
             "peak_memory_mib": peak_memory_mib(),
             "parameters": sum(parameter.numel() for parameter in parameters),
             "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            **_measured(trainer),
         }
         if trainer.is_global_zero:
             self.run.write_json(self.run.summary, self.content)
@@ -92,6 +97,18 @@ def _scores(trainer: pl.Trainer) -> dict[str, float]:
         for name, value in trainer.callback_metrics.items()
         if name.startswith("val/")
     }
+
+
+def _skipped(trainer: pl.Trainer) -> int:
+    callbacks: list[pl.Callback] = getattr(trainer, "callbacks", [])
+    return sum(len(callback.skipped) for callback in callbacks if isinstance(callback, NaNGuard))
+
+
+def _measured(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what the callbacks that measure have found."""
+    callbacks: list[pl.Callback] = getattr(trainer, "callbacks", [])
+    measuring = [callback for callback in callbacks if isinstance(callback, (StepTimer, Profiler))]
+    return {name: value for callback in measuring for name, value in callback.summary().items()}
 
 
 def summary_of(trainer: pl.Trainer) -> dict[str, Any]:

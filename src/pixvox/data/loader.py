@@ -97,7 +97,7 @@ class ResumableLoader(DataLoader[Batch]):
         except PixvoxError as error:
             raise _without_traceback(error) from None
         except RuntimeError as error:
-            raise _explained(error, self.num_workers, self.batch_size) or error from None
+            raise worker_failure(error, self.num_workers, self.batch_size) or error from None
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch, the batches of it that were handed over, and their size."""
@@ -125,7 +125,7 @@ def _without_traceback(error: PixvoxError) -> PixvoxError:
     return kind(message) if message else error
 
 
-def _explained(error: RuntimeError, num_workers: int, batch_size: int | None) -> TrainingError | None:
+def worker_failure(error: RuntimeError, num_workers: int, batch_size: int | None) -> TrainingError | None:
     """Return what to do when a worker process died, or None for another error."""
     text = str(error)
     if "DataLoader worker" not in text or (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from pixvox.weights.checkpoint import RECORD_KEY, load_state, read_safetensors, 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
 
+log = logging.getLogger("pixvox")
+
 _MODEL_PREFIXES = ("segmenter.", "model.")
 """How Lightning modules call the model they train."""
 
@@ -24,8 +27,8 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
     """Load a model in evaluation mode.
 
     Args:
-        path: A run folder (its best checkpoint, else its last), a ``.ckpt``, a ``.safetensors`` file that
-            pixvox wrote, or a state dict of torchvision's Mask R-CNN.
+        path: A run folder (its best checkpoint; its newest, with a warning, where that is damaged), a
+            ``.ckpt``, a ``.safetensors`` file that pixvox wrote, or a state dict of torchvision's Mask R-CNN.
         strict: Refuse weights that do not fit; otherwise load those that do.
         trust: Packages beside this one whose classes the file's configuration may name. Nothing else in a
             file is ever executed.
@@ -33,11 +36,7 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
     Raises:
         WeightsError: If there is no such file, or it is damaged, foreign, or does not fit its model.
     """
-    file = find_checkpoint(path)
-    if file.suffix == ".safetensors":
-        state, record = read_safetensors(file)
-    else:
-        state, record = _split(read_torch_file(file), file)
+    file, state, record = _read_first(candidates(path))
     if record is None:
         if torchvision.is_maskrcnn(state):
             return torchvision.build_maskrcnn(state).eval()
@@ -50,24 +49,56 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
     return model.eval()
 
 
+def _read_first(files: Sequence[Path]) -> tuple[Path, dict[str, Tensor], Any]:
+    """Return the first file that can be read with its weights and record; name in a warning what was damaged.
+
+    Raises:
+        WeightsError: That of the first file, if none can be read.
+    """
+    failures: list[WeightsError] = []
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                state, record = read_safetensors(file)
+            else:
+                state, record = _split(read_torch_file(file), file)
+        except WeightsError as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            log.warning("%s; taking %s instead", failure, file.name)
+        return file, state, record
+    raise failures[0]
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint that a path means: itself, or the best (else the last) of a run folder.
 
     Raises:
         WeightsError: If there is none; the message says where it was looked for.
     """
+    return candidates(path)[0]
+
+
+def candidates(path: str | Path) -> list[Path]:
+    """Return the files that a path may mean, the first choice first.
+
+    Raises:
+        WeightsError: If there is none; the message says where it was looked for.
+    """
     path = pointed(path)
     if path.is_dir():
-        candidates = [path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt",
-                      path / "last.ckpt", path / "model.safetensors"]  # fmt: skip
-        for candidate in candidates:
-            if candidate.is_file():
-                return candidate
-        looked = ", ".join(str(candidate.relative_to(path)) for candidate in candidates)
-        raise WeightsError(f"{path}: no checkpoint in this folder (looked for {looked})")
+        names = [
+            f"{folder}{name}.ckpt" for folder in ("checkpoints/", "") for name in ("best", "last", "previous")
+        ]
+        found = [path / name for name in (*names, "model.safetensors") if (path / name).is_file()]
+        if not found:
+            looked = ", ".join((*names, "model.safetensors"))
+            raise WeightsError(f"{path}: no checkpoint in this folder (looked for {looked})")
+        return found
     if not path.exists():
         raise WeightsError(f"{path}: there is no such run folder or file")
-    return path
+    return [path]
 
 
 def _split(content: Any, file: Path) -> tuple[dict[str, Tensor], Any]:

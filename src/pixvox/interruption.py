@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM: between two batches while a training runs, at once before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+
+log = logging.getLogger("pixvox")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, answered where the state of the training can be saved."""
+
+
+class Interruption(pl.Callback):
+    """Note the first signal and let the trainer stop where a checkpoint continues exactly.
+
+    Lightning stops so for SIGTERM; a first Ctrl-C is turned into one. A second Ctrl-C ends the run at once, and
+    what was saved before is what there is. Use it as a context around everything, and as a callback.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._deferred = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        with contextlib.suppress(ValueError):  # signals are for the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """From here on there is something to save."""
+        self._deferred = True
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Everything is saved."""
+        self._deferred = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self.number = self.number, self.number or number
+        if number == signal.SIGINT and (again == signal.SIGINT or not self._deferred):
+            raise KeyboardInterrupt
+        if not self._deferred:
+            raise SystemExit(143)
+        if number == signal.SIGINT:
+            log.info("stopping after this batch; Ctrl-C again stops at once")
+            signal.raise_signal(signal.SIGTERM)  # Lightning listens to this one
