@@ -63,7 +63,7 @@ class Relabelled(Dataset):
                 f"{', '.join(names)}; map it to one of them, or to null to ignore it"
             )
         self.metadata = replace(old, class_names=names)
-        # One more place at the end: None, and -1 is its index.
+        # -1 stands for None: ignored.
         self.table = torch.tensor([names.index(name) if name is not None else -1 for name in renamed])
 
     def __len__(self) -> int:

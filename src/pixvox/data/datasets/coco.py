@@ -324,6 +324,9 @@ class _Index:
                 f"{self.file}: {len(missing)} of {len(self.entries)} images are not below {self.folder}, "
                 f"the first: {', '.join(missing[:3])}"
             )
+        empty = [str(entry.path) for entry in self.entries if entry.path.stat().st_size == 0]
+        if empty:
+            logger.warning("%s: %d images are empty files, the first: %s", self.file, len(empty), empty[0])
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -350,4 +353,14 @@ def _read_json(file: Path) -> dict[str, Any]:
     ]
     if missing:
         raise DataError(f"{file} is not a COCO file: it lacks {', '.join(missing)}")
+    for key in ("images", "annotations", "categories"):
+        entries = content[key]
+        strange = (
+            [entry for entry in entries if not isinstance(entry, dict)]
+            if isinstance(entries, list)
+            else [entries]
+        )
+        if strange:
+            found = f"found {strange[0]!r:.80}"
+            raise DataError(f"{file} is not a COCO file: {key} must be a list of objects, {found}")
     return dict(content)

@@ -144,7 +144,8 @@ class Hdf5Instances(Dataset):
 
     def _masks(self, index: int) -> np.ndarray:
         start, end = self.offsets[index], self.offsets[index + 1]
-        return np.not_equal(self.arrays["masks"][int(start) : int(end)], 0)
+        masks: np.ndarray = self.arrays["masks"][int(start) : int(end)] != 0
+        return masks
 
     def _check_boxes(self, file: Path, offsets: Path | None, size: Sequence[int]) -> None:
         """Refuse boxes that cannot be those of the objects."""
