@@ -47,6 +47,7 @@ SHORT_KEYS: dict[str, Any] = {
     "accumulate_grad_batches": int,
     "fast_dev_run": bool | int,
     "profile": bool | int,
+    "gradient_checkpointing": bool,
     "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
     "seed": int,
     "deterministic": bool,

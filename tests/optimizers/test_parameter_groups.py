@@ -1,6 +1,10 @@
+import pytest
 import torch
 from torch import nn
 
+from pixvox.backbones.resnet import ResNet
+from pixvox.backbones.simple import Simple
+from pixvox.errors import ConfigError
 from pixvox.optimizers.parameter_groups import parameter_groups
 
 
@@ -33,3 +37,67 @@ def test_backbone_learns_with_its_share_of_the_rate():
     rates = {group["name"]: group["lr"] for group in parameter_groups(model(), 0.2, backbone_factor=0.1)}
     assert rates["backbone"] == 0.2 * 0.1
     assert rates["model"] == 0.2
+
+
+def rates_by_name(model, **options):
+    groups = parameter_groups(model, 1.0, **options)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    return {name: rate[id(p)] for name, p in model.named_parameters()}
+
+
+def test_blocks_nearer_to_the_image_learn_more_slowly():
+    backbone = Simple(in_channels=1, channels=(4, 8), strides=(2, 4), blocks=2)  # four blocks
+    parts = nn.ModuleDict({"backbone": backbone, "head": nn.Linear(2, 3)})
+    rates = rates_by_name(parts, layer_decay=0.5, backbone_factor=0.1)
+    assert rates["backbone.stem.0.weight"] == pytest.approx(0.1 * 0.5**5)
+    assert rates["backbone.stages.0.0.conv1.0.weight"] == pytest.approx(0.1 * 0.5**4)
+    assert rates["backbone.stages.0.1.conv2.1.bias"] == pytest.approx(0.1 * 0.5**3)
+    assert rates["backbone.stages.1.1.conv1.0.weight"] == pytest.approx(0.1 * 0.5)
+    assert rates["head.weight"] == rates["head.bias"] == 1.0
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_rates_by_layer_are_those_of_timm(dims):
+    """timm's own grouping of the same network, block by block, with its stem as the first layer."""
+    import timm
+    from timm.optim import param_groups_layer_decay
+
+    network = timm.create_model("resnet18", features_only=False, num_classes=0)
+
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def group_matcher(self, coarse=False):
+            return {"stem": r"^network\.(?:conv1|bn1)", "blocks": r"^network\.layer(\d+)\.(\d+)"}
+
+        def no_weight_decay(self):
+            return set()
+
+    theirs = {
+        id(p): group["lr_scale"]
+        for group in param_groups_layer_decay(Blocks(), layer_decay=0.75)
+        for p in group["params"]
+    }
+    named = {f"backbone.{name}": theirs[id(p)] for name, p in Blocks().named_parameters()}
+    parts = nn.ModuleDict({"backbone": ResNet("resnet18", dims), "head": nn.Linear(2, 3)})
+    ours = rates_by_name(parts, layer_decay=0.75)
+    ours = {name: rate / 0.75 for name, rate in ours.items() if name.startswith("backbone.")}
+    assert len(ours) == len(named) > 40
+    assert ours == pytest.approx(
+        named
+    )  # timm's scale is 1 for the last block, since its head follows as a layer
+
+
+def test_without_layer_decay_groups_are_as_before():
+    assert [g["name"] for g in parameter_groups(model(), 0.1)] == [
+        "backbone", "backbone, not decayed", "model", "model, not decayed",
+    ]  # fmt: skip
+
+
+def test_backbone_that_tells_no_blocks_is_refused():
+    with pytest.raises(ConfigError, match=r"Sequential does not tell its blocks"):
+        parameter_groups(model(), 0.1, layer_decay=0.75)
+    with pytest.raises(ConfigError, match=r"layer_decay=1.5"):
+        parameter_groups(model(), 0.1, layer_decay=1.5)

@@ -48,6 +48,14 @@ class Backbone(nn.Module, ABC):
         """
         return []
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks that the input passes, in order, for gradient checkpointing and layer-wise learning rates.
+
+        Each takes and returns tensors. What comes before the first (a stem) is in none; a backbone that returns no
+        blocks is refused where they are needed.
+        """
+        return []
+
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
         """Return one feature map per level, finest first."""

@@ -116,6 +116,11 @@ class ResNet(Backbone):
             part.eval()
         return self
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the residual blocks."""
+        stages = [child for name, child in self.network.named_children() if name.startswith("layer")]
+        return [block for stage in stages for block in stage.children()]
+
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
         """Return one feature map per level, finest first."""
         return tuple(self.network(images))

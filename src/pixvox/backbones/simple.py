@@ -124,6 +124,10 @@ class Simple(Backbone):
             why += "; an axis is not halved while its voxels are twice as long as the shortest"
         return [Suggestion("strides", pyramid_strides(facts, first, levels), read, why, NNUNET)]
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the residual blocks."""
+        return [block for stage in self.stages for block in stage.children()]
+
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
         """Return one feature map per level, finest first."""
         x = self.stem(images)

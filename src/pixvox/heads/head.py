@@ -56,6 +56,10 @@ class Head(nn.Module, ABC):
         self.score_threshold = score_threshold
         self.pseudo_label_threshold = pseudo_label_threshold
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts that gradient checkpointing computes twice: those that keep much and cost little."""
+        return []
+
     @classmethod
     def suggest(
         cls,

@@ -220,6 +220,10 @@ class MaskRCNN(Head):
         """Return anchors by sides and shapes, proposals and samples by counts, suppression by crowding."""
         return suggest_maskrcnn(facts, strides, patch)
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the mask branch, which keeps maps of many regions."""
+        return [self.mask_branch]
+
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return raw outputs.
 

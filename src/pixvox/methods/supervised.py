@@ -16,6 +16,7 @@ from pixvox.callbacks.plateau import PlateauSteps
 from pixvox.distributed.sharding import shard
 from pixvox.distributed.world import apart
 from pixvox.errors import ConfigError
+from pixvox.gradient_checkpointing import recompute_blocks
 from pixvox.layers import memory_format
 from pixvox.methods.typing import OptimizerFactory, SchedulerFactory, Scores
 from pixvox.metrics.metric import gather
@@ -40,9 +41,11 @@ class Supervised(pl.LightningModule):
         backbone_learning_rate_factor: The backbone's share of the learning rate.
         decay_norms_and_biases: Apply weight decay to every parameter.
         channels_last: Keep convolution weights and images channels-last in memory.
+        layer_decay: Ratio of the learning rates of a block of the backbone and the next, in (0, 1].
+        gradient_checkpointing: Compute blocks of backbone and head twice instead of keeping what is inside.
 
     Raises:
-        ConfigError: If the backbone's factor is negative.
+        ConfigError: If the backbone's factor is negative, or the model has no blocks to compute twice.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Supervised(pl.LightningModule):
         backbone_learning_rate_factor: float = 1.0,
         decay_norms_and_biases: bool = False,
         channels_last: bool = False,
+        layer_decay: float = 1.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if backbone_learning_rate_factor < 0:
@@ -69,6 +74,9 @@ class Supervised(pl.LightningModule):
         self.learning_rate = _peak(optimizer) if learning_rate is None else learning_rate
         self.backbone_learning_rate_factor = backbone_learning_rate_factor
         self.decay_norms_and_biases = decay_norms_and_biases
+        self.layer_decay = layer_decay
+        if gradient_checkpointing:
+            recompute_blocks(segmenter)
         self.memory_format = (
             memory_format(segmenter.spatial_dims) if channels_last else torch.contiguous_format
         )
@@ -177,6 +185,7 @@ class Supervised(pl.LightningModule):
                 self.learning_rate,
                 self.backbone_learning_rate_factor,
                 self.decay_norms_and_biases,
+                self.layer_decay,
             )
         )
         if self.scheduler is None:
