@@ -108,3 +108,31 @@ def test_intensity_range_of_a_large_image_looks_at_all_columns():
     image[:, :, 500:] = 1
     low, high = intensity_range(image, (40, 60), max_elements=1000)[0].tolist()
     assert (low, high) == (0, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_intensity_ranges_equal_numpys_percentiles(dtype):
+    for seed, size in enumerate([(1, 1), (5, 7), (31, 40), (2, 3, 5)]):
+        image = np.random.default_rng(seed).integers(0, 200, (2, *size)).astype(dtype)
+        for percentiles in ((1.0, 99.8), (0.0, 100.0), (37.0, 37.0)):
+            expected = np.percentile(image.reshape(2, -1), percentiles, axis=1).T.astype(np.float32)
+            assert np.allclose(intensity_range(image, percentiles).numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_renumbering_takes_every_integer_type_and_gives_int32(dtype):
+    for values in ([[0, 1], [2, 3]], [[0, 7], [3, 7]], [[5, 7], [3, 7]], [[0, 0], [0, 0]]):
+        numbers, ids = renumber(np.array(values, dtype))
+        assert numbers.dtype == torch.int32
+        assert ids.tolist() == sorted({value for row in values for value in row} - {0})
+        back = np.concatenate([[0], ids])[numbers.numpy()]
+        assert back.tolist() == values
+
+
+def test_boxes_of_expanded_objects_are_those_of_their_masks():
+    layers = torch.randint(0, 4, (2, 9, 11), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    layers[1] = (layers[1] > 2) * 4
+    sample = Sample(torch.zeros(1, 9, 11), layers, torch.arange(4), torch.zeros(4, dtype=torch.bool))
+    instances = sample.instances()
+    assert torch.equal(instances.boxes, instances.masks.boxes())
+    assert instances.labels.tolist() == [0, 1, 2, 3]

@@ -7,6 +7,7 @@ are expanded to masks last, and boxes are recomputed from the masks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -121,8 +122,15 @@ class Sample:
         joined = torch.cat(ids)
         order = joined.argsort()
         kept = joined[order] - 1
+        masks = Masks.cat(parts)[order]
+        # Crops of a label map are tight: their corners are the boxes.
+        corners = [masks.origins.flip(1), (masks.origins + masks.shapes).flip(1)]
         return Instances(
-            masks=Masks.cat(parts)[order], labels=self.labels[kept], ignore=self.ignore[kept], size=self.size
+            boxes=torch.cat(corners, dim=1).float(),
+            labels=self.labels[kept],
+            masks=masks,
+            ignore=self.ignore[kept],
+            size=self.size,
         )
 
     def targets(self, min_size: int = 1) -> Instances | Tensor | None:
@@ -173,11 +181,13 @@ def renumber(label_map: np.ndarray) -> tuple[Int[Tensor, "*spatial"], np.ndarray
     if lowest < 0:
         raise DataError(f"instance ids must be 0 (background) or above, the label map holds {lowest}")
     if label_map.size and int(label_map.max()) < 2**22:
-        flat = label_map.astype(np.int64).ravel()
-        present = np.bincount(flat) > 0
+        present = np.bincount(label_map.ravel()) > 0
         present[0] = False
+        ids = present.nonzero()[0]
+        if len(ids) == len(present) - 1:  # 1..n already
+            return torch.from_numpy(label_map.astype(np.int32)), ids
         table = np.cumsum(present, dtype=np.int32) * present
-        return torch.from_numpy(table[flat].reshape(label_map.shape).astype(np.int32)), present.nonzero()[0]
+        return torch.from_numpy(table.astype(np.int32)[label_map]), ids
     ids, inverse = np.unique(label_map, return_inverse=True)
     background = bool(len(ids)) and ids[0] == 0
     numbers = inverse.reshape(label_map.shape).astype(np.int32) + (0 if background else 1)
@@ -216,5 +226,21 @@ def intensity_range(
     flat = image.reshape(image.shape[0], -1)
     # An odd step visits all columns of images with even sides.
     step = max(1, flat.shape[1] // max_elements) | 1
-    low, high = np.percentile(flat[:, ::step], percentiles, axis=1)
-    return torch.from_numpy(np.stack([low, high], axis=1).astype(np.float32))
+    seen = flat[:, ::step]
+    if seen.dtype in (np.uint8, np.uint16):
+        limits = np.array([_percentiles_of_counts(np.bincount(channel), percentiles) for channel in seen])
+    else:
+        limits = np.percentile(seen, percentiles, axis=1).T
+    return torch.from_numpy(limits.astype(np.float32))
+
+
+def _percentiles_of_counts(counts: np.ndarray, percentiles: tuple[float, float]) -> list[float]:
+    """Return percentiles, interpolated linearly as numpy's, of values given by their counts."""
+    ends = np.cumsum(counts)
+    result = []
+    for percentile in percentiles:
+        place = percentile / 100 * (ends[-1] - 1)
+        below = int(np.searchsorted(ends, math.floor(place), side="right"))
+        above = int(np.searchsorted(ends, math.ceil(place), side="right"))
+        result.append(below + (above - below) * (place - math.floor(place)))
+    return result
