@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from together import together
 from torch.nn.parallel import DistributedDataParallel
 
 import pixvox
@@ -11,6 +10,7 @@ from pixvox.distributed.world import process_rank, world_size
 from pixvox.losses.cross_entropy import CrossEntropy
 from pixvox.losses.dice import Dice
 from pixvox.structures import Instances
+from together import together
 
 STEPS = 3
 SMALL = {"neck__out_channels": 8, "box_features": 8, "mask_channels": 4, "mask_convs": 1, "num_proposals": [30, 30],

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from together import together
 
 from pixvox.distributed.world import (
     apart,
@@ -11,6 +10,7 @@ from pixvox.distributed.world import (
     world_size,
     world_sum,
 )
+from together import together
 
 
 def _collectives():

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pixvox.distributed.world import world_max
+from pixvox.interruption import Interrupted
 
 
 class StopTogether(pl.Callback):
@@ -54,4 +55,4 @@ class StopTogether(pl.Callback):
         if number == signal.SIGTERM:
             raise SIGTERMException
         if number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted
