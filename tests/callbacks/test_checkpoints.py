@@ -1,9 +1,12 @@
+import contextlib
+import re
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
-from pixvox.callbacks.checkpoints import SummedCheckpoints, keep_sums
+from pixvox.callbacks.checkpoints import SaveError, SummedCheckpoints, keep_sums
 from pixvox.errors import WeightsError
 from pixvox.files import check_sum
 
@@ -31,3 +34,32 @@ def test_plugin_of_the_users_stays(tmp_path):
         keep_sums(trainer)
     assert isinstance(plain.strategy.checkpoint_io, SummedCheckpoints)
     assert isinstance(own.strategy.checkpoint_io, AsyncCheckpointIO)
+
+
+@contextlib.contextmanager
+def file_size_limit(limit):
+    """Writing past ``limit`` bytes fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_full_disk_leaves_the_old_checkpoint_whole(tmp_path, caplog, on_error):
+    path, io = tmp_path / "last.ckpt", SummedCheckpoints(on_error)
+    io.save_checkpoint({"weight": torch.zeros(8)}, path)
+    said = r"last\.ckpt: the checkpoint was not written \(File too large\).*MiB are free.*the one before it is whole"
+    big = {"weight": torch.zeros(100_000)}
+    if on_error == "raise":
+        with file_size_limit(20_000), pytest.raises(SaveError, match=said + r".*on_save_error=warn"):
+            io.save_checkpoint(big, path)
+    else:
+        with file_size_limit(20_000):
+            io.save_checkpoint(big, path)
+        assert re.search(said, caplog.text)
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "last.ckpt.sha256"}
+    assert len(io.load_checkpoint(path, weights_only=True)["weight"]) == 8
