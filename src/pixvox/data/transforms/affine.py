@@ -14,7 +14,7 @@ from torch import Tensor
 from pixvox.data.sample import Sample
 from pixvox.data.transforms.compose import Transform, happens, uniform
 from pixvox.data.transforms.crop import axis_lengths, cut, patch_start
-from pixvox.data.transforms.warp import pixel_grid, warp
+from pixvox.data.transforms.warp import warp
 from pixvox.structures import Size
 
 
@@ -91,15 +91,20 @@ class RandomAffine(Transform):
         spacing = torch.tensor(sample.spacing if sample.spacing is not None else (1.0,) * dims)
         # Physical rotation seen in pixels: stretch to physical lengths, turn, shrink back.
         matrix = matrix * spacing[None] / spacing[:, None]
-        centre = torch.tensor([(length - 1) / 2 for length in size])
-        first = torch.tensor(start, dtype=torch.float32)
-        offsets = pixel_grid(size) - centre
-        places = offsets @ matrix.T
+        offsets = _offsets(size)
+        # Axes are broadcast, not multiplied as a matrix: a product of millions by two or three columns is slow.
+        moved = [
+            sum(factor * offset for factor, offset in zip(row, offsets, strict=True))
+            for row in matrix.tolist()
+        ]
         if tilt is not None:
-            halves = torch.tensor([max(length - 1, 1) / 2 for length in size])
-            places = places / (1 + (offsets / halves) @ tilt)[..., None]
+            steepness = zip(tilt.tolist(), offsets, size, strict=True)
+            depth = 1 + sum(slope * offset / (max(length - 1, 1) / 2) for slope, offset, length in steepness)
+            moved = [axis / depth for axis in moved]
+        corner = [first + (length - 1) / 2 for first, length in zip(start, size, strict=True)]
+        places = torch.stack([axis + centre for axis, centre in zip(moved, corner, strict=True)], dim=-1)
         filled = sample if self.mask_fill is None else replace(sample, ignore_index=self.mask_fill)
-        changed_sample = warp(filled, places + centre + first)
+        changed_sample = warp(filled, places)
         return replace(changed_sample, ignore_index=sample.ignore_index, original_size=None)
 
     def _patch_size(self, sample: Sample) -> Size:
@@ -139,3 +144,11 @@ class RandomAffine(Transform):
             return None
         limit = self.perspective / dims  # the sum over the axes at a corner stays below 1
         return torch.tensor([uniform(generator, -limit, limit) for _ in range(dims)])
+
+
+def _offsets(size: Size) -> list[Tensor]:
+    """Return the distance of pixels from the centre along each axis, shaped to broadcast."""
+    lines = [torch.arange(length, dtype=torch.float32) - (length - 1) / 2 for length in size]
+    return [
+        line.view([-1 if axis == own else 1 for axis in range(len(size))]) for own, line in enumerate(lines)
+    ]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixvox.data.sample import Sample
@@ -24,23 +23,43 @@ def warp(sample: Sample, places: Float[Tensor, "*output dims"]) -> Sample:
         places: Positions in pixels in array order; 0 is the centre of the first pixel.
     """
     size = sample.image.shape[1:]
-    nearest = (places + 0.5).floor().long()
-    limits = torch.tensor(size)
-    inside = ((nearest >= 0) & (nearest < limits)).all(dim=-1)
-    strides = torch.tensor([math.prod(size[axis + 1 :]) for axis in range(len(size))])
-    flat = (nearest.clamp_(min=torch.zeros_like(limits), max=limits - 1) * strides).sum(dim=-1)
+    inside, flat = _nearest(places, size)
+    whole = bool(inside.all())
 
     def image(values: Tensor) -> Tensor:
         # grid_sample counts -1..1 from edge to edge, last axis first.
-        grid = ((2 * places + 1) / limits - 1).flip(-1).to(values.dtype)
-        sampled = F.grid_sample(values[None], grid[None], padding_mode="border", align_corners=False)[0]
-        return torch.where(inside, sampled, background(sample).view(-1, *[1] * len(size)))
+        grid = torch.stack(
+            [
+                places[..., axis] * (2 / size[axis]) + (1 / size[axis] - 1)
+                for axis in reversed(range(len(size)))
+            ],
+            dim=-1,
+        )
+        sampled = F.grid_sample(
+            values[None], grid[None].to(values.dtype), padding_mode="border", align_corners=False
+        )[0]
+        return (
+            sampled if whole else torch.where(inside, sampled, background(sample).view(-1, *[1] * len(size)))
+        )
 
     def maps(values: Tensor, fill: int) -> Tensor:
         gathered = values.flatten(1)[:, flat]
-        return torch.where(inside, gathered, torch.full((), fill, dtype=values.dtype))
+        return gathered if whole else torch.where(inside, gathered, torch.full((), fill, dtype=values.dtype))
 
     return sample.remap(image, maps)
+
+
+def _nearest(
+    places: Float[Tensor, "*output dims"], size: Sequence[int]
+) -> tuple[Bool[Tensor, "*output"], Int[Tensor, "*output"]]:
+    """Return whether the nearest pixel of each place exists, and its number in memory order."""
+    inside = torch.ones((), dtype=torch.bool)
+    flat = torch.zeros((), dtype=torch.int64)
+    for axis, length in enumerate(size):  # one axis at a time: reductions over a last axis of 2 or 3 are slow
+        index = (places[..., axis] + 0.5).floor_()
+        inside = inside & (index >= 0) & (index < length)
+        flat = flat * length + index.clamp_(0, length - 1).long()
+    return inside, flat
 
 
 def pixel_grid(size: Sequence[int]) -> Float[Tensor, "*output dims"]:
