@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pixvox.callbacks.nan_guard import NonFiniteLossError, state_is_finite
 from pixvox.distributed.world import world_size
-from pixvox.distributed.world import world_size
 from pixvox.errors import TrainingError
 from pixvox.files import check_sum, sum_path, summed_file, whole_file
 from pixvox.interruption import Interrupted
@@ -111,9 +110,6 @@ class LastCheckpoint(Checkpoint):
             and progress.completed % trainer.accumulate_grad_batches == 0
         )
         if progress.ready > progress.completed and not (asked or unlearned):
-            return
-        # Saving takes all processes, and an error is met by one of them.
-        if world_size() > 1 and not (asked or unlearned):
             return
         # The validation after the last step: a run that is resumed behind its last step would leave it out.
         if trainer.validating and trainer.should_stop:
