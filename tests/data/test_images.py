@@ -8,6 +8,7 @@ import zarr
 from PIL import Image
 
 from pixvox.data.images import convert_channels, list_images, read_image, read_labels, suffix_of
+from pixvox.data.readers.raw_array import RawArray, channels_first
 from pixvox.errors import DataError
 
 GREY16 = (np.arange(5 * 7, dtype=np.uint16) * 1800).reshape(5, 7)
@@ -315,3 +316,35 @@ def test_image_without_a_pixel_is_refused(tmp_path):
     np.save(tmp_path / "none.npy", np.zeros((0, 64, 3), np.uint8))
     with pytest.raises(DataError, match="none.npy.*no pixel"):
         read_image(tmp_path / "none.npy", 2)
+
+
+def test_shape_beyond_the_end_of_an_npy_file_asks_for_no_memory(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 20, 24), np.uint8))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(
+        content.replace(b"(4, 20, 24), }           ", b"(4000000, 20, 240000), } ")
+    )
+    with pytest.raises(DataError, match=r"a\.npy: the npy file is damaged"):
+        read_image(tmp_path / "a.npy")
+
+
+def test_npy_header_that_is_no_python_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 20), np.uint8))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"'shape': (4", b"'shape': (("))
+    with pytest.raises(DataError, match=r"a\.npy: the npy file is damaged"):
+        read_image(tmp_path / "a.npy")
+
+
+def test_label_map_without_a_pixel_or_without_numbers_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((0, 4, 20, 24), np.uint8))
+    with pytest.raises(DataError, match="holds no pixel"):
+        read_labels(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", np.zeros((20, 24), np.complex64))
+    with pytest.raises(DataError, match="complex64 are no labels"):
+        read_labels(tmp_path / "b.npy")
+
+
+def test_axes_that_do_not_fit_the_array_are_refused():
+    with pytest.raises(DataError, match=r"shape \(20, 24, 3\) cannot have the axes YX"):
+        channels_first(RawArray(np.zeros((20, 24, 3)), "YX", {}), None, "a.tif")

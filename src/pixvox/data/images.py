@@ -138,6 +138,10 @@ def read_labels(
     path = Path(path)
     raw = _read(path, max_pixels, allow_missing_chunks, keep_palette=True)
     data, _ = channels_first(raw, spatial_dims, str(path))
+    if data.size == 0:
+        raise DataError(f"{path}: shape {raw.data.shape} holds no pixel; export the label map again")
+    if data.dtype.kind not in "biuf":
+        raise DataError(f"{path}: values of type {data.dtype} are no labels; store whole numbers")
     if not all(np.array_equal(data[0], channel) for channel in data[1:3]):
         raise DataError(
             f"{path}: a label map needs one channel of class or object numbers, this has {data.shape[0]} "
@@ -209,8 +213,10 @@ def _read(path: Path, max_pixels: int, allow_missing_chunks: bool, keep_palette:
 
         return read_nifti(path)
     try:
-        return RawArray(np.load(path, allow_pickle=False), None, {})
-    except (ValueError, OSError, EOFError) as error:
+        # Mapped, so that a shape beyond the end of the file is refused before memory is asked for.
+        with np.errstate(over="ignore"):
+            return RawArray(np.array(np.load(path, mmap_mode="r", allow_pickle=False)), None, {})
+    except Exception as error:  # numpy reads the header as Python and raises what that raises
         raise DataError(
             f"{path}: the npy file is damaged, or holds objects instead of numbers ({error})"
         ) from error

@@ -88,7 +88,7 @@ def _anchors(facts: Fingerprint, strides: Sequence[Sequence[int]]) -> list[Sugge
 
 def _ratios(key: str, ratios: np.ndarray, what: str) -> Suggestion:
     """One shape when the objects are alike, else three."""
-    low, middle, high = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
+    low, middle, high = np.exp(np.percentile(np.log(ratios), (10, 50, 90))).tolist()
     wide = high / low > _WIDE
     step = math.sqrt(high / low)
     value = (

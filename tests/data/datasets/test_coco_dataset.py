@@ -203,3 +203,12 @@ def test_ids_and_sizes_of_another_type_are_named(write):
     image = {"id": 7, "file_name": "a.png", "height": "abc", "width": WIDTH}
     with pytest.raises(DataError, match="whole numbers as height"):
         write([], images=[image])
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("entries", [["a"], [{"id": 1}, "ab"], {"id": 1}, 7, "abc", None])
+def test_lists_of_anything_but_objects_are_users_errors(tmp_path, key, entries):
+    content = {"images": [], "annotations": [], "categories": []}
+    (tmp_path / "index.json").write_text(json.dumps({**content, key: entries}))
+    with pytest.raises(DataError, match=rf"index\.json is not a COCO file: {key} must be a list of objects"):
+        CocoDataset(tmp_path, tmp_path / "index.json")

@@ -47,6 +47,10 @@ def channels_first(raw: RawArray, spatial_dims: int | None, source: str) -> tupl
     data, axes = raw.data, raw.axes
     if axes is None:
         axes = _guess_axes(data.shape, spatial_dims, source)
+    if len(axes) != data.ndim:
+        raise DataError(
+            f"{source}: an array of shape {data.shape} cannot have the axes {axes}; export it again"
+        )
     data, axes = _named(data, axes, spatial_dims)
     spatial = "".join(axis for axis in "ZYX" if axis in axes)
     unknown = sorted(set(axes) - set("CZYX"))
