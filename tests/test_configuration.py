@@ -15,6 +15,7 @@ from pixvox.configuration import (
     instantiate,
     override,
     overrides_from,
+    resolved,
 )
 from pixvox.errors import ConfigError, DataError
 
@@ -219,3 +220,28 @@ def test_instantiate_gives_the_error_of_the_object_itself():
 def test_two_choices_of_data_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="leave one out"):
         data_overrides(tmp_path, ["epochs=1", "data=shapes"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"head: {",
+        b"\xff\xfe\x00",
+        b"a: \x00",
+        b"# @package a b\nhead: 1",
+        b"defaults:\n  - override /head: [1]\n",
+    ],
+)
+def test_damaged_files_of_the_user_are_users_errors(tmp_path, content):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_bytes(content)
+    with pytest.raises(ConfigError):
+        compose("train", ["experiment=own"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["head.anchor_sizes.x=1", "image_size.a=3", "seed=${seed}", "seed=${nothing}", "head@a:b=fcn"]
+)
+def test_overrides_that_lead_nowhere_are_users_errors(line):
+    with pytest.raises(ConfigError):
+        resolved(compose("train", [line]))
