@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 def build_datamodule(config: DictConfig) -> DataModule:
     """Build the data, with what the short keys say."""
     datamodule: DataModule = instantiate(config.data, "data")
+    if config.get("overfit_images"):
+        from pixvox.data.overfit import overfit
+
+        overfit(datamodule, config.overfit_images)
     return datamodule
 
 
@@ -213,6 +217,7 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
     from pixvox.callbacks.step_timer import StepTimer
     from pixvox.callbacks.summary import Summary
     from pixvox.callbacks.tracking import Tracking
+    from pixvox.callbacks.train_samples import TrainSamples
     from pixvox.callbacks.training_state import TrainingState
     from pixvox.distributed.stopping import StopTogether
 
@@ -225,6 +230,7 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
         FinalValidation(),
         Summary(run, monitor, mode),
         Pictures(run, monitor, mode),
+        TrainSamples(run.path),
         *progress_callbacks(),
         timer,
         *([Profiler(run, 10 if config.profile is True else config.profile, timer)] if config.profile else []),

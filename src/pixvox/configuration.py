@@ -46,6 +46,7 @@ SHORT_KEYS: dict[str, Any] = {
     "unsup_rampup_steps": int,
     "accumulate_grad_batches": int,
     "fast_dev_run": bool | int,
+    "overfit_images": int,
     "profile": bool | int,
     "gradient_checkpointing": bool,
     "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
@@ -84,6 +85,7 @@ _LEAST: dict[str, float] = {
     "unsup_rampup_steps": 0,
     "accumulate_grad_batches": 1,
     "fast_dev_run": 0,
+    "overfit_images": 0,
     "profile": 0,
     "seed": 0,
     "ema_decay": 0,
@@ -258,13 +260,21 @@ def _known(override: Override, base: DictConfig) -> str:
 
 
 def _implied(name: str, parsed: Sequence[Override]) -> list[str]:
-    """A number of steps without a number of epochs means exactly these steps."""
+    """A number of steps without a number of epochs means exactly these steps; overfitting has its own defaults."""
     given = {override.key_or_group: override for override in parsed}
-    if name == "train" and "epochs" not in given and "max_steps" in given:
-        steps = given["max_steps"].value()
-        if isinstance(steps, int) and steps > 0:
-            return ["epochs=-1"]
-    return []
+    if name != "train":
+        return []
+    lines = []
+    images = given["overfit_images"].value() if "overfit_images" in given else 0
+    if isinstance(images, int) and images > 0:
+        if not {"epochs", "max_steps"} & given.keys():
+            lines += ["max_steps=100", "epochs=-1"]
+        if "learning_rate" not in given:
+            lines.append("learning_rate=1e-3")
+    steps = given["max_steps"].value() if "max_steps" in given else 0
+    if "epochs" not in given and isinstance(steps, int) and steps > 0:
+        lines.append("epochs=-1")
+    return lines
 
 
 def _holds(config: DictConfig, key: str) -> bool:
