@@ -34,6 +34,7 @@ from pixvox.distributed.launch import (
     run_together,
     started_from_outside,
 )
+from pixvox.distributed.strategies import check_support
 from pixvox.distributed.world import process_rank, world_size
 from pixvox.errors import ConfigError, TrainingError
 from pixvox.held_out import check_test_split, score_best
@@ -145,6 +146,7 @@ def _train(
     config: DictConfig, run: RunFolder | None, origin: dict[str, Any], suggestions: Suggestions | None = None
 ) -> Run:
     """Train here, or in one process per device."""
+    check_support(config)
     processes, nodes = process_count(config), int(config.trainer.get("num_nodes", 1))
     if processes * nodes > 1 and not started_from_outside(config):
         if nodes > 1:

@@ -276,7 +276,7 @@ def _outcome(folder: Path, rank: int) -> Any:
 
 def _raise(received: Sequence[int], ended: Sequence[int], outcomes: Sequence[Any]) -> NoReturn:
     """Raise the cause of a failure, as this process would have met it alone."""
-    if signal.SIGINT in received or 130 in ended:
+    if signal.SIGINT in received or (130 in ended and not received):
         raise KeyboardInterrupt
     if received or 143 in ended:
         raise SystemExit(143)

@@ -33,8 +33,9 @@ class StopTogether(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop before a batch: everything up to the one before is complete."""
-        self._compare()
+        """Stop before a batch that begins an optimiser step: everything before is complete."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._compare()
 
     def on_validation_batch_start(
         self,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig, OmegaConf
+
+from pixvox.distributed.launch import on_cuda
 from pixvox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +51,33 @@ def fsdp2(timeout: float = 1800.0) -> ModelParallelStrategy:
         save_distributed_checkpoint=False,
         timeout=timedelta(seconds=_positive(timeout)),
     )
+
+
+def check_support(config: DictConfig) -> None:
+    """Refuse what a strategy cannot do, before processes are started.
+
+    Args:
+        config: A composed configuration.
+
+    Raises:
+        ConfigError: If the trainer's strategy does not go with its precision, averages or batch norms.
+    """
+    sharded = str(OmegaConf.select(config, "trainer.strategy._target_")) == f"{__name__}.fsdp2"
+    if sharded and config.precision not in ("32-true", "bf16-mixed"):
+        raise ConfigError(
+            f"precision={config.precision} does not go with trainer=fsdp2, whose gradients are sharded; choose "
+            "precision=bf16-mixed or 32-true, or trainer=ddp"
+        )
+    if sharded and config.get("ema_decay") is not None:
+        raise ConfigError(
+            f"ema_decay={config.ema_decay} does not go with trainer=fsdp2: an average of sharded weights is not kept; "
+            "choose trainer=ddp, or ema_decay=null"
+        )
+    if config.trainer.get("sync_batchnorm") and not on_cuda(config):
+        raise ConfigError(
+            "trainer.sync_batchnorm=true works on GPUs only; on the CPU choose a norm that does not look at the batch, "
+            "such as backbone.norm=group"
+        )
 
 
 def _positive(timeout: float) -> float:
