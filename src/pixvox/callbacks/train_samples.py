@@ -1,0 +1,57 @@
+"""A picture of the first training images as the model gets them, which shows faults of labels at once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from pixvox.structures import Batch, Segmentation
+
+log = logging.getLogger("pixvox")
+
+
+class TrainSamples(pl.Callback):
+    """Write ``train_samples.png`` once the first batches came; a failing picture never ends a run.
+
+    Args:
+        folder: Where the picture goes: the run folder.
+        max_images: Images in the picture.
+    """
+
+    def __init__(self, folder: Path, max_images: int = 8) -> None:
+        self.path = folder / "train_samples.png"
+        self.max_images = max_images
+        self._samples: list[Segmentation] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep images until there are enough, then draw them."""
+        if (
+            not isinstance(batch, Batch)
+            or not trainer.is_global_zero
+            or len(self._samples) >= self.max_images
+        ):
+            return
+        from pixvox.visualization.samples import training_samples
+
+        names = tuple(getattr(getattr(pl_module, "segmenter", None), "class_names", ()))
+        self._samples += training_samples(batch, names)
+        if len(self._samples) >= self.max_images:
+            self._draw()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw what there is after a training of few images."""
+        if 0 < len(self._samples) < self.max_images:
+            self._draw()
+
+    def _draw(self) -> None:
+        from pixvox.visualization.samples import draw_samples
+
+        try:
+            draw_samples(self._samples[: self.max_images], self.path)
+        except Exception as error:
+            log.warning("%s was not drawn: %s: %s", self.path, type(error).__name__, error)
