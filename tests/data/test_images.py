@@ -221,17 +221,33 @@ def test_zarr_with_missing_chunks_is_refused_unless_allowed(tmp_path):
     path = tmp_path / "v.zarr"
     array = zarr.create_array(str(path), shape=(4, 6, 8), chunks=(2, 6, 8), dtype="uint16")
     array[:2] = 5
-    with pytest.raises(DataError, match=r"1 of 2 chunks .*allow_missing_chunks"):
+    with pytest.raises(DataError, match=r"1 of 2 chunks, the first is c/1/0/0, .*allow_missing_chunks"):
         read_image(path)
-    assert read_image(path, 3, allow_missing_chunks=True).data[0, 2:].max() == 0
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_places_of_missing_chunks_are_marked_when_they_are_allowed(tmp_path, version):
+    path = tmp_path / "v.zarr"
+    array = zarr.create_array(
+        str(path), shape=(5, 6, 7), chunks=(2, 6, 4), dtype="uint16", fill_value=9, zarr_format=version
+    )
+    array[:4] = 5
+    array[4:, :, :4] = 5
+    file = read_image(path, 3, allow_missing_chunks=True)
+    wanted = np.zeros((5, 6, 7), bool)
+    wanted[4:, :, 4:] = True
+    assert np.array_equal(file.missing, wanted)
+    assert np.array_equal(file.data[0] == 9, wanted)
+    array[...] = 5
+    assert read_image(path, 3, allow_missing_chunks=True).missing is None
 
 
 def test_zarr_with_a_damaged_chunk_is_refused(tmp_path):
     path = tmp_path / "v.zarr"
-    zarr.create_array(str(path), data=VOLUME, chunks=VOLUME.shape)
-    chunk = next(file for file in (path / "c").rglob("*") if file.is_file())
+    zarr.create_array(str(path), data=VOLUME, chunks=(1, *VOLUME.shape[1:]))
+    chunk = path / "c" / "1" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:20])
-    with pytest.raises(DataError, match=r"v\.zarr"):
+    with pytest.raises(DataError, match=r"v\.zarr: chunk c/1/0/0 of the Zarr array is damaged"):
         read_image(path)
 
 

@@ -43,7 +43,7 @@ class ImageSource:
     allow_missing_chunks: bool = False
 
     def read(self, path: Path, index: int) -> tuple[Sample, Tensor | None]:
-        """Return the image without annotations, and where its values are not finite (None when all are).
+        """Return the image without annotations, and where values are missing or not finite (None when nowhere).
 
         Raises:
             DataError: If the file cannot be used, or its channels are not those of the dataset.
@@ -55,6 +55,11 @@ class ImageSource:
                 f"{self.in_channels}; set channels=rgb or channels=grey to convert all"
             )
         values, invalid = _finite(file.data, path)
+        if file.missing is not None:
+            logger.warning(
+                "%s: %.1f %% of it is not stored; that is ignored", path, 100 * file.missing.mean()
+            )
+            invalid = file.missing if invalid is None else invalid | file.missing
         limits = intensity_range(values, self.percentiles)
         if bool((limits[:, 0] == limits[:, 1]).all()) and values.min() == values.max():
             logger.warning("%s is constant (%s everywhere)", path, values.flat[0])
@@ -99,7 +104,9 @@ def common_channels(paths: Sequence[Path], spatial_dims: int, max_pixels: int = 
     ]
     if any(_is_colour(path) for path in pictures):
         return 3
-    return int(read_image(paths[0], spatial_dims, max_pixels=max_pixels).data.shape[0])
+    return int(
+        read_image(paths[0], spatial_dims, max_pixels=max_pixels, allow_missing_chunks=True).data.shape[0]
+    )
 
 
 def _is_colour(path: Path) -> bool:

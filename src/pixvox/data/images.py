@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from pixvox.data.readers.raw_array import RawArray, channels_first
+from pixvox.data.readers.raw_array import RawArray, channels_first, missing_first
 from pixvox.errors import DataError
 
 Channels = Literal["rgb", "grey"]
@@ -40,11 +40,13 @@ class ImageFile:
         data: Values ``(channels, *spatial)`` in the type of the file.
         spacing: Size of a pixel or voxel per axis in array order, or None when the file does not say.
         unit: Unit of ``spacing``, ``"um"`` or ``"mm"``.
+        missing: True where values are not stored, ``(*spatial)``; None when all are.
     """
 
     data: np.ndarray
     spacing: tuple[float, ...] | None
     unit: str
+    missing: np.ndarray | None = None
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -107,7 +109,7 @@ def read_image(
         spatial_dims: 2 or 3; found from the axes when None.
         channels: ``"rgb"`` or ``"grey"`` to convert, None for as given (without alpha).
         max_pixels: Limit on the pixels of a picture or page, checked before decoding.
-        allow_missing_chunks: Accept Zarr arrays with chunks that were never written.
+        allow_missing_chunks: Accept Zarr arrays with chunks that were never written; their places are marked.
 
     Raises:
         DataError: If the file is missing, damaged, too large, or its axes do not fit.
@@ -121,7 +123,8 @@ def read_image(
         raise DataError(f"{path}: shape {raw.data.shape} holds no pixel; export the image again")
     if suffix_of(path) in _RASTER + _TIFF and data.dtype == np.uint8 and data.shape[0] in (2, 4):
         data = _without_alpha(data, path, raw)
-    return ImageFile(convert_channels(data, channels, str(path)), _ordered(raw, spatial), raw.unit)
+    missing = missing_first(raw, spatial_dims, str(path))
+    return ImageFile(convert_channels(data, channels, str(path)), _ordered(raw, spatial), raw.unit, missing)
 
 
 def read_labels(
@@ -131,6 +134,20 @@ def read_labels(
     allow_missing_chunks: bool = False,
 ) -> np.ndarray:
     """Read a label map ``(*spatial)`` as integers; palette pictures give their indices.
+
+    Raises:
+        DataError: As ``read_label_map``.
+    """
+    return read_label_map(path, spatial_dims, max_pixels, allow_missing_chunks)[0]
+
+
+def read_label_map(
+    path: str | Path,
+    spatial_dims: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    allow_missing_chunks: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a label map ``(*spatial)`` as integers, and where its values are not stored (None when all are).
 
     Raises:
         DataError: If the file is missing or damaged, or if its values are not one integer per pixel.
@@ -153,7 +170,8 @@ def read_labels(
         if not np.array_equal(whole, labels):
             raise DataError(f"{path}: labels must be whole numbers, found {labels[whole != labels].flat[0]}")
         labels = whole.astype(np.int64)
-    return np.asarray(labels.astype(np.uint8) if labels.dtype == bool else labels)
+    labels = np.asarray(labels.astype(np.uint8) if labels.dtype == bool else labels)
+    return labels, missing_first(raw, spatial_dims, str(path))
 
 
 def convert_channels(data: np.ndarray, channels: Channels | None, source: str) -> np.ndarray:

@@ -1,8 +1,11 @@
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
 import tifffile
+import torch
+import zarr
 from PIL import Image
 
 from pixvox.data.datasets.label_folder import LabelFolder
@@ -159,3 +162,26 @@ def test_exif_rotated_jpeg_agrees_with_its_label_map(tmp_path):
     sample = LabelFolder(tmp_path / "images", tmp_path / "labels")[0]
     assert sample.size == (24, 16)
     assert ((sample.image[0] > 128) == (sample.layers[0] > 0)).all()
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_missing_chunks_of_image_and_labels_are_ignored(tmp_path, task):
+    stored = {"images": (slice(0, 2), slice(None)), "labels": (slice(None), slice(0, 3))}
+    for folder, place in stored.items():
+        array = zarr.create_array(
+            str(tmp_path / folder / "a.zarr"), shape=(4, 6, 8), chunks=(2, 3, 8), dtype="uint8"
+        )
+        array[place] = 1
+    options = {"task": task, "class_names": ["cell"] if task == "instance" else ["a", "b"], "spatial_dims": 3}
+    make = partial(LabelFolder, tmp_path / "images", tmp_path / "labels", **options)
+    with pytest.raises(DataError, match="allow_missing_chunks"):
+        make()[0]
+    sample = make(allow_missing_chunks=True)[0]
+    unknown = torch.ones(4, 6, 8, dtype=torch.bool)
+    unknown[0:2, 0:3] = False
+    if task == "semantic":
+        assert torch.equal(sample.class_map == 255, unknown)
+    else:
+        targets = sample.targets()
+        assert targets.ignore.tolist() == [False, True]
+        assert torch.equal(targets.masks.dense()[1], unknown)

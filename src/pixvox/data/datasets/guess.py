@@ -59,7 +59,10 @@ def _values(images: Path, labels: Path | None, spatial_dims: int) -> list[set[in
     """Return the values of each of some label maps, evenly spaced over the split."""
     maps = [label for _, label in pair_files(images, labels) if label is not None]
     step = max(1, len(maps) // _LOOKED_AT)
-    return [set(np.unique(read_labels(path, spatial_dims)).tolist()) for path in maps[::step]]
+    return [
+        set(np.unique(read_labels(path, spatial_dims, allow_missing_chunks=True)).tolist())
+        for path in maps[::step]
+    ]
 
 
 def _guess_task(present: Sequence[set[int]], union: Sequence[int]) -> Task:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixvox.data.dataset import Dataset
 from pixvox.data.image_source import ImageSource, common_channels
-from pixvox.data.images import MAX_PIXELS, Channels, list_images, read_labels
+from pixvox.data.images import MAX_PIXELS, Channels, list_images, read_label_map
 from pixvox.data.metadata import Metadata, Task
 from pixvox.data.sample import Sample, renumber
 from pixvox.errors import DataError
@@ -110,10 +110,12 @@ class LabelFolder(Dataset):
         if label is None:
             return set()
         reader = self.reader
-        label_map = read_labels(label, reader.spatial_dims, reader.max_pixels, reader.allow_missing_chunks)
+        label_map, missing = read_label_map(
+            label, reader.spatial_dims, reader.max_pixels, reader.allow_missing_chunks
+        )
         if self.metadata.task == "instance":
             return {0} if label_map.any() else set()
-        class_map = self._class_map(label_map, label, None)
+        class_map = self._class_map(label_map, label, None if missing is None else torch.from_numpy(missing))
         return set(np.unique(class_map.numpy()).tolist()) - {self.metadata.ignore_index}
 
     def unlabelled_indices(self) -> list[int]:
@@ -126,12 +128,17 @@ class LabelFolder(Dataset):
         if label is None:
             return sample
         reader = self.reader
-        label_map = read_labels(label, reader.spatial_dims, reader.max_pixels, reader.allow_missing_chunks)
+        label_map, missing = read_label_map(
+            label, reader.spatial_dims, reader.max_pixels, reader.allow_missing_chunks
+        )
         if label_map.shape != sample.size:
             raise DataError(
                 f"{image} has the size {_by(sample.size)}, its label map {label} {_by(label_map.shape)}; "
                 f"one of them is cut off, resized or of another image"
             )
+        if missing is not None:
+            unknown = torch.from_numpy(missing)
+            invalid = unknown if invalid is None else invalid | unknown
         if self.metadata.task == "semantic":
             return replace(sample, class_map=self._class_map(label_map, label, invalid))
         return _with_instances(sample, label_map, label, invalid)

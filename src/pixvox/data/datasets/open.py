@@ -138,7 +138,7 @@ def _find_dims(images: Path) -> int:
     first = next(iter(list_images(images).values()), None)
     if first is None:
         raise DataError(f"{images} holds no image that can be read")
-    return len(read_image(first).size)
+    return len(read_image(first, allow_missing_chunks=True).size)
 
 
 def _read_description(root: Path) -> dict[str, Any]:

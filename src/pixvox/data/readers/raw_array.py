@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class RawArray:
         spacing: Size of a pixel or voxel by axis letter.
         unit: Unit of ``spacing``, ``"um"`` or ``"mm"``.
         indexed: True when values are indices of a palette and carry no intensity.
+        missing: True where values are not stored and only filled in, in the shape of ``data``; None when all are.
     """
 
     data: np.ndarray
@@ -31,6 +32,7 @@ class RawArray:
     spacing: dict[str, float]
     unit: str = "um"
     indexed: bool = False
+    missing: np.ndarray | None = None
 
 
 def channels_first(raw: RawArray, spatial_dims: int | None, source: str) -> tuple[np.ndarray, str]:
@@ -64,6 +66,14 @@ def channels_first(raw: RawArray, spatial_dims: int | None, source: str) -> tupl
     order = [axes.index(axis) for axis in ("C" + spatial if "C" in axes else spatial)]
     data = data.transpose(order)
     return (data if "C" in axes else data[None]), spatial
+
+
+def missing_first(raw: RawArray, spatial_dims: int | None, source: str) -> np.ndarray | None:
+    """Return where values of any channel are missing, ``(*spatial)`` in the order Z, Y, X; None when none are."""
+    if raw.missing is None:
+        return None
+    marked, _ = channels_first(replace(raw, data=raw.missing), spatial_dims, source)
+    return np.asarray(marked.any(axis=0))
 
 
 def _named(data: np.ndarray, axes: str, spatial_dims: int | None) -> tuple[np.ndarray, str]:

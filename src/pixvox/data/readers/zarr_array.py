@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,32 +71,63 @@ def read_zarr(path: Path, allow_missing_chunks: bool) -> RawArray:
 
     Args:
         path: Folder of the array, or of an OME-Zarr image.
-        allow_missing_chunks: Take chunks that are not stored for their fill value instead of an error.
+        allow_missing_chunks: Mark the places of chunks that are not stored instead of an error.
 
     Raises:
         DataError: If it cannot be opened, a chunk is damaged, or a chunk is missing.
     """
     array, axes, spacing = open_zarr(path)
-    check_chunks(array, path, allow_missing_chunks)
+    missing = check_chunks(array, path, allow_missing_chunks)
     try:
         data = np.asarray(array[...])
     except Exception as error:  # codecs raise their own, unrelated types
-        raise DataError(f"{path}: a chunk of the Zarr array is damaged ({error})") from error
-    return RawArray(data, axes, spacing)
+        damaged = _first_damaged(array)
+        which = f"chunk {damaged}" if damaged is not None else "a chunk"
+        raise DataError(f"{path}: {which} of the Zarr array is damaged ({error}); copy it again") from error
+    marked = None
+    if missing:
+        marked = np.zeros(data.shape, dtype=bool)
+        for place in missing:
+            marked[place] = True
+    return RawArray(data, axes, spacing, missing=marked)
 
 
-def check_chunks(array: Any, path: Path, allow_missing_chunks: bool) -> None:
-    """Refuse an array of which chunks are missing: they would read as zeros without a word.
+def check_chunks(array: Any, path: Path, allow_missing_chunks: bool) -> list[tuple[slice, ...]]:
+    """Return the places of chunks that are not stored; refuse them unless they are allowed.
+
+    They would read as the fill value without a word.
 
     Raises:
         DataError: If chunks are missing and ``allow_missing_chunks`` is False.
     """
-    if allow_missing_chunks:
-        return
     stored, expected = array.nchunks_initialized, array.nchunks
-    if stored != expected:
+    if stored == expected:
+        return []
+    folder = path / array.path
+    missing = [(key, place) for key, place in _chunks(array) if not (folder / key).exists()]
+    if not allow_missing_chunks:
+        named = f", the first is {missing[0][0]}," if missing else ""
         raise DataError(
-            f"{path}: {expected - stored} of {expected} chunks are not stored and would read as "
-            f"{array.fill_value}; copy it again, or set allow_missing_chunks=true if empty chunks were "
-            f"left out on purpose"
+            f"{path}: {expected - stored} of {expected} chunks{named} are not stored and would read as "
+            f"{array.fill_value}; copy it again, or set allow_missing_chunks=true to leave their places out"
         )
+    return [place for _, place in missing]
+
+
+def _chunks(array: Any) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """Yield the key of each stored unit (a chunk, or a shard of chunks) and its place."""
+    steps = getattr(array, "shards", None) or array.chunks
+    counts = [math.ceil(length / step) for length, step in zip(array.shape, steps, strict=True)]
+    for position in np.ndindex(*counts):
+        place = tuple(slice(i * step, (i + 1) * step) for i, step in zip(position, steps, strict=True))
+        yield array.metadata.encode_chunk_key(position), place
+
+
+def _first_damaged(array: Any) -> str | None:
+    """Return the key of the first chunk that cannot be read."""
+    for key, place in _chunks(array):
+        try:
+            array[place]
+        except Exception:  # as above
+            return key
+    return None
