@@ -19,6 +19,7 @@ class Web:
         self.cuts = []  # bytes after which the next answers break off
         self.statuses = []  # of the next answers, instead of 200
         self.delay = 0.0
+        self.off_by = 0  # answers to a range begin this many bytes earlier than asked, and say so
         self.asked = []  # path and Range of each request
         self.url = ""
 
@@ -34,7 +35,7 @@ class Web:
         tag, start = f'"{hash(content)}"', 0
         unchanged = handler.headers.get("If-Range") in (None, tag)
         if wanted and self.ranges and unchanged:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) - self.off_by
             if start >= len(content):
                 handler.send_response(416)
                 handler.send_header("Content-Range", f"bytes */{len(content)}")

@@ -51,6 +51,12 @@ def test_a_server_without_ranges_starts_again(web, tmp_path):
     assert len(web.asked) == 2
 
 
+def test_an_answer_that_begins_elsewhere_than_asked_is_not_joined_on(web, tmp_path):
+    web.off_by, web.cuts = 7, [1000]
+    assert get(web, tmp_path, checksum=None).read_bytes() == CONTENT
+    assert [wanted for _, wanted in web.asked] == [None, "bytes=1000-", None]
+
+
 def test_what_arrived_before_the_process_ended_is_kept_and_never_taken_for_complete(web, tmp_path):
     web.cuts = [1000] + [0] * 9
     with pytest.raises(DataError, match=r"a\.bin could not be downloaded.*after 1000 of 10240 bytes.*kept"):
