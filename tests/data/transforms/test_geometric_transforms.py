@@ -308,3 +308,18 @@ def test_mask_fill_replaces_the_ignored_label_outside():
     shrunk = RandomAffine(scale=(0.5, 0.5), mask_fill=0)(sample, generator())
     assert set(shrunk.class_map.unique().tolist()) == {0, 1}
     assert shrunk.ignore_index == 255
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_reflecting_border_mirrors_the_image_and_ignores_it(size):
+    sample = coded(size)
+    moved = warp(sample, pixel_grid(size) + torch.tensor([*[0.0] * (len(size) - 1), 3.0]), reflect=True)
+    expected = torch.cat([sample.image[..., 3:], sample.image[..., -3:].flip(-1)], dim=-1)
+    assert torch.allclose(moved.image, expected, atol=1e-3)
+    assert (moved.layers[0, ..., -3:] == 0).all()
+    outside = moved.layers[1] == len(moved.labels)
+    assert outside[..., -3:].all()
+    assert not outside[..., :-3].any()
+    assert moved.ignore.tolist() == [False] * len(sample.labels) + [True]
+    shrunk = RandomAffine(scale=(0.5, 0.5), border="reflect")(sample, generator())
+    assert shrunk.ignore[-1]

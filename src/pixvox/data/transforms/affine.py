@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,8 @@ class RandomAffine(Transform):
         size: Length of the patch, one for all axes or per axis; the whole image when None.
         foreground: Share of the patches that are placed on an object; see ``RandomCrop``.
         mask_fill: Label of class maps outside the image; the ignored label when None.
+        border: What the image shows outside: ``"low"``, the low end of the intensity range, or ``"reflect"``, its
+            mirror image, which is neither learned nor scored.
 
     Raises:
         ValueError: If the range of ``scale`` is not positive and ascending, or ``aspect`` or ``perspective``
@@ -56,6 +59,7 @@ class RandomAffine(Transform):
         aspect: float = 1.0,
         perspective: float = 0.0,
         mask_fill: int | None = None,
+        border: Literal["low", "reflect"] = "low",
     ) -> None:
         low, high = scale
         if not 0 < low <= high:
@@ -66,6 +70,8 @@ class RandomAffine(Transform):
             raise ValueError(
                 f"aspect must be 1 or above and perspective lie in [0, 1), got {aspect} and {perspective}"
             )
+        if border not in ("low", "reflect"):
+            raise ValueError(f"border takes low or reflect, got {border!r}")
         self.rotation = rotation
         self.scale = (float(low), float(high))
         self.shear = shear
@@ -75,6 +81,7 @@ class RandomAffine(Transform):
         self.aspect = aspect
         self.perspective = perspective
         self.mask_fill = mask_fill
+        self.border = border
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the changed sample, or patch of it."""
@@ -104,7 +111,7 @@ class RandomAffine(Transform):
         corner = [first + (length - 1) / 2 for first, length in zip(start, size, strict=True)]
         places = torch.stack([axis + centre for axis, centre in zip(moved, corner, strict=True)], dim=-1)
         filled = sample if self.mask_fill is None else replace(sample, ignore_index=self.mask_fill)
-        changed_sample = warp(filled, places)
+        changed_sample = warp(filled, places, self.border == "reflect")
         return replace(changed_sample, ignore_index=sample.ignore_index, original_size=None)
 
     def _patch_size(self, sample: Sample) -> Size:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pixvox.data.sample import Sample
 from pixvox.data.transforms.compose import Transform
 from pixvox.data.transforms.crop import axis_lengths
-from pixvox.data.transforms.warp import background
+from pixvox.data.transforms.warp import background, ignore_region
 
 
 class Pad(Transform):
@@ -64,7 +64,9 @@ class Pad(Transform):
         filled = sample if self.mask_fill is None else replace(sample, ignore_index=self.mask_fill)
         padded = filled.remap(lambda image: self._image(image, sample, before, size), maps)
         padded = replace(padded, ignore_index=sample.ignore_index, original_size=None)
-        return _ignoring_outside(padded, inner)
+        outside = torch.ones(size, dtype=torch.bool)
+        outside[inner[1:]] = False
+        return ignore_region(padded, outside)
 
     def _image(self, image: Tensor, sample: Sample, before: Sequence[int], size: Sequence[int]) -> Tensor:
         if self.image == "low":
@@ -86,18 +88,3 @@ def _inside(places: Tensor, length: int, mode: str) -> Tensor:
     period = 2 * (length - 1)
     folded = places.remainder(period)
     return torch.minimum(folded, period - folded)
-
-
-def _ignoring_outside(sample: Sample, inner: tuple[slice, ...]) -> Sample:
-    """Mark what lies outside of ``inner`` as an ignored object."""
-    if sample.layers is None or sample.labels is None or sample.ignore is None:
-        return sample
-    number = len(sample.labels) + 1
-    outside = torch.full_like(sample.layers[:1], number)
-    outside[inner] = 0
-    return replace(
-        sample,
-        layers=torch.cat([sample.layers, outside]),
-        labels=torch.cat([sample.labels, sample.labels.new_zeros(1)]),
-        ignore=torch.cat([sample.ignore, sample.ignore.new_ones(1)]),
-    )

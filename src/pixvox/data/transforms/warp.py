@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 from pixvox.data.sample import Sample
 
 
-def warp(sample: Sample, places: Float[Tensor, "*output dims"]) -> Sample:
+def warp(sample: Sample, places: Float[Tensor, "*output dims"], reflect: bool = False) -> Sample:
     """Sample image and label maps at ``places``, one per pixel of the output.
 
     Intensities are interpolated linearly; labels are gathered as integers, so ids of any size stay exact.
@@ -21,6 +22,8 @@ def warp(sample: Sample, places: Float[Tensor, "*output dims"]) -> Sample:
     Args:
         sample: What is resampled.
         places: Positions in pixels in array order; 0 is the centre of the first pixel.
+        reflect: Mirror the image at its border instead; annotations still end there, and in an image of objects
+            what lies outside becomes an ignored region.
     """
     size = sample.image.shape[1:]
     inside, flat = _nearest(places, size)
@@ -35,18 +38,33 @@ def warp(sample: Sample, places: Float[Tensor, "*output dims"]) -> Sample:
             ],
             dim=-1,
         )
+        mode = "reflection" if reflect else "border"
         sampled = F.grid_sample(
-            values[None], grid[None].to(values.dtype), padding_mode="border", align_corners=False
+            values[None], grid[None].to(values.dtype), padding_mode=mode, align_corners=False
         )[0]
-        return (
-            sampled if whole else torch.where(inside, sampled, background(sample).view(-1, *[1] * len(size)))
-        )
+        if whole or reflect:
+            return sampled
+        return torch.where(inside, sampled, background(sample).view(-1, *[1] * len(size)))
 
     def maps(values: Tensor, fill: int) -> Tensor:
         gathered = values.flatten(1)[:, flat]
         return gathered if whole else torch.where(inside, gathered, torch.full((), fill, dtype=values.dtype))
 
-    return sample.remap(image, maps)
+    moved = sample.remap(image, maps)
+    return ignore_region(moved, ~inside) if reflect and not whole else moved
+
+
+def ignore_region(sample: Sample, region: Bool[Tensor, "*spatial"]) -> Sample:
+    """Make a region of an image of objects one that is neither learned nor scored; class maps stay as they are."""
+    if sample.layers is None or sample.labels is None or sample.ignore is None:
+        return sample
+    number = len(sample.labels) + 1
+    return replace(
+        sample,
+        layers=torch.cat([sample.layers, (region * number).to(sample.layers.dtype)[None]]),
+        labels=torch.cat([sample.labels, sample.labels.new_zeros(1)]),
+        ignore=torch.cat([sample.ignore, sample.ignore.new_ones(1)]),
+    )
 
 
 def _nearest(
