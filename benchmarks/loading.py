@@ -206,6 +206,8 @@ def wait_share(data: str | None, workers: int, steps: int) -> dict[str, float]:
     datamodule = build_datamodule(config)
     complete(config, datamodule.metadata)
     model = build_segmenter(config, datamodule.metadata)
+    layout = torch.channels_last if config.method.channels_last else torch.contiguous_format
+    model.to(memory_format=layout)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     waits, whole = [], []
     epoch = 0
@@ -224,7 +226,7 @@ def wait_share(data: str | None, workers: int, steps: int) -> dict[str, float]:
         batch = next(source)
         arrived = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
-            losses = model.run(batch, with_targets=True)["losses"]
+            losses = model.run(batch, with_targets=True, memory_format=layout)["losses"]
         torch.stack([loss.float() for loss in losses.values()]).sum().backward()
         optimiser.step()
         optimiser.zero_grad()
