@@ -364,3 +364,37 @@ def test_label_map_without_a_pixel_or_without_numbers_is_refused(tmp_path):
 def test_axes_that_do_not_fit_the_array_are_refused():
     with pytest.raises(DataError, match=r"shape \(20, 24, 3\) cannot have the axes YX"):
         channels_first(RawArray(np.zeros((20, 24, 3)), "YX", {}), None, "a.tif")
+
+
+def test_strip_that_claims_to_be_longer_than_the_file_asks_for_no_memory(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((20, 24, 3), np.uint8), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        place = file.pages.first.tags["StripByteCounts"].valueoffset
+    content = bytearray(path.read_bytes())
+    content[place : place + 4] = (2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.tif: .* a strip or tile claims"):
+        read_image(path)
+
+
+def test_large_tiff_cut_off_within_its_head_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((20, 24), np.uint8), bigtiff=True)
+    path.write_bytes(path.read_bytes()[:12])
+    with pytest.raises(DataError, match=r"a\.tif is not a TIFF file"):
+        read_image(path)
+
+
+def test_palette_of_values_that_are_no_indices_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    colormap = np.zeros((3, 256), np.uint16)
+    tifffile.imwrite(path, np.zeros((20, 24), np.uint8), photometric="palette", colormap=colormap)
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages.first.tags["BitsPerSample"].offset
+    content = path.read_bytes()
+    entry = struct.pack("<HHIHH", 258, 3, 1, 32, 0)
+    content = content[:offset] + entry + content[offset + 12 :]
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.tif"):
+        read_image(path)

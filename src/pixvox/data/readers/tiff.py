@@ -45,6 +45,7 @@ def read_tiff(path: Path, max_pixels: int, keep_palette: bool) -> RawArray:
                     f"{path}: pages of {pixels} pixels are more than max_pixels={max_pixels}; raise "
                     f"max_pixels if the file is sound, or store it as Zarr or tiled TIFF"
                 )
+            _check_lengths(path, series)
             _check_shape(path, file, series, promised_pages)
             data = np.asarray(series.asarray())
             axes = series.axes
@@ -60,6 +61,10 @@ def read_tiff(path: Path, max_pixels: int, keep_palette: bool) -> RawArray:
         data = data.astype(np.uint8)
     indexed = colours is not None and keep_palette
     if colours is not None and not keep_palette:
+        if data.dtype.kind not in "iu" or int(data.max(initial=0)) >= colours.shape[1]:
+            raise DataError(
+                f"{path}: the palette does not fit the values of type {data.dtype}; save it as RGB"
+            )
         data, axes = (colours.T[data] >> 8).astype(np.uint8), axes + "S"
     return RawArray(data, axes, spacing, unit, indexed)
 
@@ -74,10 +79,10 @@ def check_whole(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(16)
         order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        if order is None or len(head) < 8:
+        big = order is not None and len(head) == 16 and struct.unpack(order + "H", head[2:4])[0] == 43
+        if order is None or len(head) < 8 or (head[2:4] in (b"+\0", b"\0+") and not big):
             state = "is empty" if size == 0 else "is not a TIFF file"
             raise DataError(f"{path} {state}; copy it again from its source")
-        big = struct.unpack(order + "H", head[2:4])[0] == 43
         count_format, entry, offset_format = ("Q", 20, "Q") if big else ("H", 12, "I")
         count_size, offset_size = struct.calcsize(count_format), struct.calcsize(offset_format)
         start = 8 if big else 4
@@ -103,6 +108,19 @@ def _cut_off(path: Path, pages: int, size: int) -> DataError:
         f"{path}: the file is damaged or cut off: after {pages} pages the next lies outside its {size} "
         f"bytes; copy it again from its source"
     )
+
+
+def _check_lengths(path: Path, series: Any) -> None:
+    """Refuse strips and tiles that claim to be longer than the file: they would be given that much memory."""
+    size = path.stat().st_size
+    longest = max(
+        (count for page in series.pages if page is not None for count in page.databytecounts), default=0
+    )
+    if longest > size:
+        raise DataError(
+            f"{path}: the file is damaged or cut off: a strip or tile claims {longest} bytes, the file has {size}; "
+            f"copy it again from its source"
+        )
 
 
 def _check_shape(path: Path, file: Any, series: Any, pages: int) -> None:
