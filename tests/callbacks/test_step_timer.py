@@ -1,9 +1,16 @@
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from pixvox.callbacks import step_timer
 from pixvox.callbacks.step_timer import StepTimer
+
+
+TRAINER = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+RUN = (TRAINER, BoringModel())
 
 
 @pytest.fixture
@@ -16,18 +23,18 @@ def clock(monkeypatch):
 def step(timer, clock, data, forward, backward, update):
     """One step in the order of Lightning's hooks."""
     clock.seconds += data
-    timer.on_train_batch_start(None, None, None, 0)
+    timer.on_train_batch_start(*RUN, None, 0)
     clock.seconds += forward
-    timer.on_before_backward(None, None, None)
+    timer.on_before_backward(*RUN, torch.zeros(()))
     clock.seconds += backward
-    timer.on_after_backward(None, None)
+    timer.on_after_backward(*RUN)
     clock.seconds += update
-    timer.on_train_batch_end(None, None, None, None, 0)
+    timer.on_train_batch_end(*RUN, None, None, 0)
 
 
 def test_each_part_of_a_step_has_its_share(clock):
     timer = StepTimer()
-    timer.on_train_epoch_start(None, None)
+    timer.on_train_epoch_start(*RUN)
     step(timer, clock, 9, 9, 9, 9)  # starting up
     for _ in range(2):
         step(timer, clock, 1, 2, 4, 3)
@@ -41,13 +48,13 @@ def test_each_part_of_a_step_has_its_share(clock):
 
 def test_checkpoints_and_validation_are_no_waiting_for_data(clock):
     timer = StepTimer(skip=0)
-    timer.on_train_epoch_start(None, None)
+    timer.on_train_epoch_start(*RUN)
     step(timer, clock, 1, 1, 1, 1)
-    timer.on_save_checkpoint(None, None, {})
+    timer.on_save_checkpoint(*RUN, {})
     clock.seconds += 50
     step(timer, clock, 1, 1, 1, 1)
     clock.seconds += 70
-    timer.on_validation_end(None, None)
+    timer.on_validation_end(*RUN)
     step(timer, clock, 1, 1, 1, 1)
     assert timer.seconds["data"] == 2
 
@@ -58,9 +65,6 @@ def test_nothing_is_said_before_a_step_was_measured():
 
 def test_order_of_the_hooks_is_lightnings():
     """The loss comes before ``on_before_backward``, whatever clears gradients in between."""
-    import lightning.pytorch as pl
-    import torch
-    from lightning.pytorch.demos.boring_classes import BoringModel
 
     class Slow(BoringModel):
         def training_step(self, batch, batch_idx):
