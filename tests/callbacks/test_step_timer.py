@@ -8,7 +8,6 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from pixvox.callbacks import step_timer
 from pixvox.callbacks.step_timer import StepTimer
 
-
 TRAINER = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 RUN = (TRAINER, BoringModel())
 
