@@ -334,7 +334,10 @@ def predict(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Segment images or volumes: label map, COCO file or table, and overlay for each."""
+    """Segment images or volumes: label map, COCO file or table, and overlay for each.
+
+    Images that cannot be read are left out and listed at the end, with exit code 2.
+    """
     from pixvox.prediction import predict_files
 
     rows = predict_files(run, inputs, out, score_threshold=threshold)
@@ -342,7 +345,13 @@ def predict(
         _print_json({"run": str(run), "out": str(out), "results": rows})
     else:
         for row in rows:
-            typer.echo(f"{row['source']}: {row['found']} -> {', '.join(row['files'])}")
+            if "error" not in row:
+                typer.echo(f"{row['source']}: {row['found']} -> {', '.join(row['files'])}")
+    failed = [row for row in rows if "error" in row]
+    if failed:
+        listed = "".join(f"\n  - {row['error']}" for row in failed)
+        typer.echo(f"error: {len(failed)} of {len(rows)} images were not segmented:{listed}", err=True)
+        raise typer.Exit(2)
 
 
 @app.command()

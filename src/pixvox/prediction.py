@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pixvox.data.images import list_images, suffix_of
 from pixvox.devices import default_device
 from pixvox.errors import DataError
 from pixvox.structures import Segmentation
+
+log = logging.getLogger("pixvox")
 
 
 def predict_files(
@@ -25,10 +29,11 @@ def predict_files(
         **options: Those of ``pixvox.inference.predictor.Predictor``, such as ``score_threshold``.
 
     Returns:
-        For each image its source, what was found, and the files written.
+        For each image its source, what was found, and the files written; for one that cannot be read its
+        source and the ``error``. The others are segmented all the same.
 
     Raises:
-        DataError: If an input does not exist or cannot be read.
+        DataError: If an input does not exist, or a folder holds no image.
     """
     from pixvox.inference.predictor import Predictor
     from pixvox.inference.results import result_name, save
@@ -42,11 +47,25 @@ def predict_files(
     predictor = Predictor(load(run).to(default_device()), **options)
     rows: list[dict[str, Any]] = []
     names: set[str] = set()
-    for path in inputs:
-        for result in predictor.stream(str(path)):
-            files = [str(file) for file in save(result, out, _new_name(result_name(result), names))]
-            rows.append({"source": result.source or str(path), "found": describe(result), "files": files})
+    for path in (file for given in inputs for file in _files(Path(given))):
+        try:
+            for result in predictor.stream(str(path)):
+                files = [str(file) for file in save(result, out, _new_name(result_name(result), names))]
+                rows.append({"source": result.source or str(path), "found": describe(result), "files": files})
+        except DataError as error:
+            log.warning("%s", error)
+            rows.append({"source": str(path), "error": str(error)})
     return rows
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the images of a folder, or the file itself; a Zarr array is a folder, but one image."""
+    if not path.is_dir() or suffix_of(path) is not None:
+        return [path]
+    files = list(list_images(path).values())
+    if not files:
+        raise DataError(f"{path}: no image was found in this folder")
+    return files
 
 
 def _new_name(name: str, taken: set[str]) -> str:
