@@ -38,7 +38,7 @@ from pixvox.errors import ConfigError, DataError
         (["optimizer.lrr=3"], ["did you mean optimizer.lr"]),
         (["head=fcn", "head.dropot=0.3"], ["did you mean head.dropout"]),
         (["head=maskrcn"], ["head=maskrcn", "did you mean maskrcnn", "fcn"]),
-        (["optimizer=adam"], ["did you mean adamw"]),
+        (["optimizer=adamm"], ["did you mean adam"]),
         (["batch_size=0"], ["batch_size=0", "from 1 up"]),
         (["learning_rate=-1"], ["learning_rate=-1", "from 0 up"]),
         (["learning_rate=nan"], ["learning_rate=nan"]),

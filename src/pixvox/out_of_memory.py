@@ -46,7 +46,7 @@ def out_of_memory(config: DictConfig, error: BaseException, parameters: int) -> 
         f"out of memory with batch_size={config.batch_size}, image_size={config.image_size}, "
         f"precision={config.precision}, {parameters / 1e6:.1f} million parameters; peak {peak} ({reason[:160]}). "
         f"In this order: {first}; a smaller image_size;{precision} "
-        "gradient checkpointing of the backbone (backbone.gradient_checkpointing=true); a smaller backbone"
+        "gradient checkpointing (gradient_checkpointing=true); a smaller backbone"
     )
 
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pixvox.errors import TrainingError
+
 BELOW_LOW = -1
 """Match of a prediction that is background."""
 
@@ -107,7 +109,7 @@ def hungarian(cost: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " pairs"
         Rows, ascending, and the column of each, on the device of the cost.
 
     Raises:
-        ValueError: If a cost is NaN, or if infinite costs leave no assignment.
+        TrainingError: If a cost is NaN, or if infinite costs leave no assignment.
 
     Example:
         >>> rows, columns = hungarian(torch.tensor([[4.0, 1.0], [2.0, 0.5], [3.0, 3.0]]))
@@ -121,14 +123,14 @@ def hungarian(cost: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " pairs"
 
     values = cost.detach().cpu().double()
     if bool(values.isnan().any()):
-        raise ValueError(
+        raise TrainingError(
             f"{int(values.isnan().sum())} of {values.numel()} matching costs are NaN: predictions or targets "
             "hold NaN or infinite values; look at the last loss, the learning rate, and the boxes"
         )
     try:
         rows, columns = linear_sum_assignment(values.numpy())
     except ValueError as error:
-        raise ValueError(
+        raise TrainingError(
             f"infinite matching costs leave no assignment of {tuple(cost.shape)} pairs"
         ) from error
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)

@@ -60,7 +60,10 @@ def _pictures(sample: Segmentation) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[n
 
 def _count(sample: Segmentation) -> str:
     size = " x ".join(str(length) for length in sample.size)
-    return size if sample.instances is None else f"{size}, {len(sample.instances)} objects"
+    if sample.instances is None:
+        return size
+    count = len(sample.instances)
+    return f"{size}, {count} object{'' if count == 1 else 's'}"
 
 
 def training_samples(batch: Batch, class_names: tuple[str, ...] = ()) -> list[Segmentation]:
