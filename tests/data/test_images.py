@@ -398,3 +398,10 @@ def test_palette_of_values_that_are_no_indices_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.tif"):
         read_image(path)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_zarr_whose_shape_asks_for_more_chunks_than_can_be_listed_is_refused(tmp_path, allowed):
+    zarr.create_array(str(tmp_path / "v.zarr"), shape=(2**31, 20, 24), chunks=(4, 10, 24), dtype="uint16")
+    with pytest.raises(DataError, match=r"asks for 1073741824 chunks, but 1 files are stored"):
+        read_image(tmp_path / "v.zarr", allow_missing_chunks=allowed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from pixvox.data.readers.raw_array import RawArray
 from pixvox.errors import DataError
 
+_MANY_CHUNKS = 1_000_000
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6}
 
 
@@ -100,10 +102,18 @@ def check_chunks(array: Any, path: Path, allow_missing_chunks: bool) -> list[tup
     Raises:
         DataError: If chunks are missing and ``allow_missing_chunks`` is False.
     """
-    stored, expected = array.nchunks_initialized, array.nchunks
+    folder, expected = path / array.path, array.nchunks
+    files = sum(len(names) for _, _, names in os.walk(folder)) if expected > _MANY_CHUNKS else expected
+    if expected > max(
+        _MANY_CHUNKS, 1000 * files
+    ):  # a shard holds many chunks; listing them would take all memory
+        raise DataError(
+            f"{path}: its shape {array.shape} asks for {expected} chunks, but {files} files are stored; its "
+            f"description is damaged, copy it again"
+        )
+    stored = array.nchunks_initialized
     if stored == expected:
         return []
-    folder = path / array.path
     missing = [(key, place) for key, place in _chunks(array) if not (folder / key).exists()]
     if not allow_missing_chunks:
         named = f", the first is {missing[0][0]}," if missing else ""
