@@ -26,6 +26,8 @@ def main(folder: Path) -> int:
     """
     rank = int(os.environ["RANK"])
     _speak(rank)
+    # A job in the background of a shell ignores Ctrl-C and so would its children; whoever hands one on means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     function, arguments = pickle.loads((folder / "call").read_bytes())
     try:
