@@ -70,7 +70,7 @@ def losses_differ(whole: list[dict[str, str]], broken: list[dict[str, str]]) -> 
 
 def resumed_step(folder: Path) -> int:
     """Return the step that a resume would continue from, 0 for the beginning."""
-    from pixvox.run_folder import find_run, readable_checkpoint
+    from pixvox.training.run_folder import find_run, readable_checkpoint
 
     if not (folder / "checkpoints").is_dir():
         return 0

@@ -183,7 +183,13 @@ def test_data_is_a_path_when_it_exists_and_a_name_otherwise(tmp_path):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "builtins.eval", "pixvox.training.json.loads", "pixvox.files.os.system", "torch.load"],
+    [
+        "os.system",
+        "builtins.eval",
+        "pixvox.training.train.json.loads",
+        "pixvox.files.os.system",
+        "torch.load",
+    ],
 )
 def test_targets_of_strangers_are_refused(target):
     with pytest.raises(ConfigError, match=r"run\.yaml.*is not run"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pixvox.training import train
+from pixvox.training.train import train
 from pixvox.weights.checkpoint import read_torch_file
 
 DATA = [

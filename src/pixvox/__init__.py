@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pixvox.models import create_model, list_backbones, list_heads
     from pixvox.segmenter import Segmenter
     from pixvox.structures import Batch, Features, Geometry, Instances, Masks, Segmentation
-    from pixvox.training import train
+    from pixvox.training.train import train
     from pixvox.weights.loading import load
 
 _HOMES = {
@@ -33,7 +33,7 @@ _HOMES = {
     "Segmenter": "segmenter",
     "Batch": "structures", "Features": "structures", "Geometry": "structures", "Instances": "structures",
     "Masks": "structures", "Segmentation": "structures",
-    "train": "training", "load": "weights.loading",
+    "train": "training.train", "load": "weights.loading",
 }  # fmt: skip
 """Where each public name lives; a name is imported when it is first asked for."""
 

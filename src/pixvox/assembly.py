@@ -11,8 +11,8 @@ from omegaconf import DictConfig, open_dict
 from pixvox.configuration import instantiate, resolved
 from pixvox.distributed.world import world_size
 from pixvox.errors import ConfigError
-from pixvox.run_folder import RunFolder
 from pixvox.signatures import nearest
+from pixvox.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pixvox.data.datamodule import DataModule
     from pixvox.data.metadata import Metadata
     from pixvox.segmenter import Segmenter
+
+HEADS = {"instance": "maskrcnn", "semantic": "fcn"}
+"""The head to begin with, by task."""
 
 
 def build_datamodule(config: DictConfig) -> DataModule:
@@ -81,10 +84,9 @@ def check_task(segmenter: Segmenter, metadata: Metadata) -> None:
         ConfigError: If they are.
     """
     if segmenter.task != metadata.task:
-        heads = {"instance": "maskrcnn", "semantic": "fcn"}
         raise ConfigError(
             f"this head is for {segmenter.task} segmentation, but {metadata.name or 'the dataset'} is "
-            f"labelled for {metadata.task} segmentation; choose head={heads[metadata.task]} (pixvox models "
+            f"labelled for {metadata.task} segmentation; choose head={HEADS[metadata.task]} (pixvox models "
             f"lists all), or read the data as data.options.task={segmenter.task} where its format allows"
         )
 

@@ -171,7 +171,7 @@ def data_check(
     report = check_dataset(path, **options)
     found = None
     if suggest and report.ok:
-        from pixvox.automatic import suggest_for_dataset
+        from pixvox.training.automatic import suggest_for_dataset
 
         found = suggest_for_dataset(path, options, of_training)
     if as_json:
@@ -215,7 +215,7 @@ def train(
         return
     if name is not None:
         raise ConfigError("--name names a sweep; give --sweep or --configs, or run_dir=FOLDER for one run")
-    from pixvox.training import train as run_training
+    from pixvox.training.train import train as run_training
 
     run = run_training(list(overrides or ()), data=data, config_dir=config_dir, resume=resume)
     if as_json:
@@ -233,7 +233,7 @@ def _sweep(
 ) -> None:
     """Train several, then compare them; exit code 1 when one failed."""
     from pixvox.configuration import data_overrides
-    from pixvox.sweep import folder_name, folder_of_configs, grid, run_sweep, sweep_name
+    from pixvox.training.sweep import folder_name, folder_of_configs, grid, run_sweep, sweep_name
 
     chosen = [*(data_overrides(data, overrides) if data is not None else []), *overrides]
     place = next((line for line in chosen if line.startswith(("run_dir=", "resume="))), None)
@@ -281,7 +281,7 @@ def compare(
 def _show_comparison(runs: Sequence[Path], score: str | None, out: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from pixvox.comparison import compare as compare_runs
+    from pixvox.training.comparison import compare as compare_runs
 
     comparison = compare_runs(runs, score)
     paths = comparison.save(out) if out is not None else []

@@ -80,7 +80,7 @@ def run_part(task: str, experiment: str, out: Path, overrides: Sequence[str] = (
     from pixvox.data.make import make_dataset
     from pixvox.evaluation import evaluate
     from pixvox.prediction import predict_files
-    from pixvox.training import train
+    from pixvox.training.train import train
 
     started = time.perf_counter()
     recipe = OmegaConf.to_container(compose("train", [f"experiment={experiment}"]).demo, resolve=True)

@@ -14,8 +14,8 @@ from pixvox.assembly import build_datamodule, build_metrics, check_task, complet
 from pixvox.configuration import check_targets, compose, data_overrides, override
 from pixvox.devices import default_device
 from pixvox.errors import ConfigError
-from pixvox.run_folder import RunFolder, find_run
 from pixvox.structures import Batch, Segmentation
+from pixvox.training.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
     from pixvox.data.datamodule import DataModule

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from pixvox.callbacks.hooks import Hooks
-from pixvox.training import train
+from pixvox.training.train import train
 
 TINY = [
     "head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "data=shapes",

@@ -15,12 +15,13 @@ from pixvox.data.concatenation import Concatenation
 from pixvox.data.datamodule import DataModule
 from pixvox.data.dataset import Dataset, Subset, classes_of
 from pixvox.data.datasets.coco import CocoDataset
-from pixvox.data.loading import EpochSampler, TrainingView
 from pixvox.data.make import make_dataset
 from pixvox.data.metadata import Metadata
 from pixvox.data.relabel import Relabelled
 from pixvox.data.sample import Sample
+from pixvox.data.sampler import EpochSampler
 from pixvox.data.transforms import RandomNoise
+from pixvox.data.views import TrainingView
 
 SHOWN = [{0}, {0}, {0, 1}, {0}, set(), {0}, {0, 2}, {0}, {0}, {0, 2}]
 
@@ -102,8 +103,8 @@ def test_processes_share_the_order(monkeypatch):
     whole = list(EpochSampler(10, 3, shuffle=True, weights=weights))
     shares = []
     for rank in range(2):
-        monkeypatch.setattr("pixvox.data.loading.process_rank", lambda rank=rank: rank)
-        monkeypatch.setattr("pixvox.data.loading.world_size", lambda: 2)
+        monkeypatch.setattr("pixvox.data.sampler.process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("pixvox.data.sampler.world_size", lambda: 2)
         shares.append(list(EpochSampler(10, 3, shuffle=True, weights=weights)))
     assert len(shares[0]) == len(shares[1])
     together = [key for pair in zip(*shares, strict=True) for key in pair]

@@ -10,9 +10,9 @@ from PIL import Image
 from pixvox.data.datamodule import DataModule
 from pixvox.data.dataset import Dataset, Subset, seeded_subset
 from pixvox.data.datasets.label_folder import LabelFolder
-from pixvox.data.loading import REPEATED, EpochSampler, sample_generator
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
+from pixvox.data.sampler import REPEATED, EpochSampler, sample_generator
 from pixvox.data.synthetic.shapes import Shapes
 from pixvox.data.transforms import Compose, RandomAffine, RandomFlip, RandomNoise, Resize
 from pixvox.errors import DataError
@@ -96,8 +96,8 @@ def test_an_epoch_of_an_existing_loader_follows_its_sampler():
 def test_processes_share_the_images_in_as_many_batches(monkeypatch, world, shuffle, batch_size):
     shares = []
     for rank in range(world):
-        monkeypatch.setattr("pixvox.data.loading.process_rank", lambda rank=rank: rank)
-        monkeypatch.setattr("pixvox.data.loading.world_size", lambda: world)
+        monkeypatch.setattr("pixvox.data.sampler.process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("pixvox.data.sampler.world_size", lambda: world)
         sampler = EpochSampler(7, seed=0, shuffle=shuffle, batch_size=batch_size)
         shares.append(list(sampler))
         assert len(sampler) == len(shares[-1])
@@ -184,8 +184,8 @@ def test_few_unlabelled_images_are_repeated_too():
 def test_processes_share_each_pass(monkeypatch, world):
     seen = []
     for rank in range(world):
-        monkeypatch.setattr("pixvox.data.loading.process_rank", lambda rank=rank: rank)
-        monkeypatch.setattr("pixvox.data.loading.world_size", lambda: world)
+        monkeypatch.setattr("pixvox.data.sampler.process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("pixvox.data.sampler.world_size", lambda: world)
         sampler = EpochSampler(6, seed=0, shuffle=True, images=12 // world)
         sampler.set_epoch(3)
         assert len(sampler) == 12 // world == len(list(sampler))

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import Dataset
 
 from pixvox.data.loader import ResumableLoader, worker_failure
-from pixvox.data.loading import EpochSampler
+from pixvox.data.sampler import EpochSampler
 from pixvox.errors import DataError, TrainingError
 
 

@@ -5,7 +5,7 @@ from pixvox.data.overfit import STEPS_PER_EPOCH, overfit
 from pixvox.data.synthetic.shapes import Shapes
 from pixvox.data.transforms.flip import RandomFlip
 from pixvox.errors import DataError
-from pixvox.training import train
+from pixvox.training.train import train
 
 
 def module(count=6, batch_size=4):

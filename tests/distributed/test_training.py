@@ -20,8 +20,8 @@ MODEL = [
     "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "backbone.norm=group", "image_size=48",
     "neck.out_channels=8", "neck.extra_level=false", "head.box_features=16", "head.mask_channels=8",
     "head.mask_convs=1", "head.num_proposals=[20,10]", "head.box_samples=8", "head.rpn_samples=16",
-    "head.detections_per_image=5", "optimizer=sgd", "scheduler=constant", "scheduler.warmup=0", "learning_rate=0.02", "num_workers=0",
-    "trainer.accelerator=cpu", "logger=none",
+    "head.detections_per_image=5", "optimizer=sgd", "scheduler=constant", "scheduler.warmup=0", "learning_rate=0.02",
+    "num_workers=0", "trainer.accelerator=cpu", "logger=none",
 ]  # fmt: skip
 ONE = ["batch_size=4"]
 TWO = ["batch_size=2", "trainer.devices=2"]

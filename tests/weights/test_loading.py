@@ -205,7 +205,7 @@ def test_a_url_is_to_be_downloaded_first(tmp_path, url):
     from pathlib import Path
 
     from pixvox.evaluation import evaluate
-    from pixvox.training import train
+    from pixvox.training.train import train
 
     for function in (load, find_checkpoint, evaluate, lambda path: train([], resume=path)):
         for path in (url, Path(url)):

@@ -17,8 +17,8 @@ from pixvox.callbacks.nan_guard import NonFiniteLossError, state_is_finite
 from pixvox.distributed.world import world_size
 from pixvox.errors import TrainingError
 from pixvox.files import check_sum, sum_path, summed_file, whole_file
-from pixvox.interruption import Interrupted
-from pixvox.run_folder import RunFolder
+from pixvox.training.interruption import Interrupted
+from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
 

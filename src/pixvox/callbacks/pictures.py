@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pixvox.callbacks.best_score import BestScore
 from pixvox.callbacks.metrics_table import MetricsTable
-from pixvox.run_folder import RunFolder
 from pixvox.signatures import locate
 from pixvox.structures import Batch, Segmentation
+from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
 

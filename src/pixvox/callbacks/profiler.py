@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pixvox.callbacks.step_timer import StepTimer
 from pixvox.flops import count_flops
-from pixvox.run_folder import RunFolder
+from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
 

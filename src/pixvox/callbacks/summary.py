@@ -13,7 +13,7 @@ from pixvox.callbacks.best_score import BestScore
 from pixvox.callbacks.nan_guard import NaNGuard
 from pixvox.callbacks.profiler import Profiler
 from pixvox.callbacks.step_timer import StepTimer
-from pixvox.run_folder import RunFolder
+from pixvox.training.run_folder import RunFolder
 
 
 class Summary(pl.Callback):

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from pixvox.callbacks.metrics_table import MetricsTable
 from pixvox.callbacks.summary import summary_of
 from pixvox.loggers.tracker import Tracker
-from pixvox.run_folder import RunFolder
+from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
 

@@ -53,8 +53,8 @@ def repeat_factors(classes: Sequence[AbstractSet[int]], threshold: float = 0.1) 
         ValueError: If ``threshold`` is out of range.
 
     Example:
-        >>> repeat_factors([{0}, {0}, {0}, {0, 1}], threshold=1.0).tolist()
-        [1.1547005383792515, 1.1547005383792515, 1.1547005383792515, 2.0]
+        >>> repeat_factors([{0}, {0}, {0}, {1}], threshold=1.0).round(3).tolist()
+        [1.155, 1.155, 1.155, 2.0]
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie above 0 and at most be 1, got {threshold}")

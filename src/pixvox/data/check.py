@@ -16,10 +16,10 @@ from pixvox.data.dataset import Dataset
 from pixvox.data.datasets.layout import split_names
 from pixvox.data.datasets.open import open_dataset
 from pixvox.data.fingerprint import stored_types
-from pixvox.data.loading import read_sample
 from pixvox.data.metadata import Metadata
 from pixvox.data.options import check_options
 from pixvox.data.sample import Sample
+from pixvox.data.views import read_sample
 from pixvox.errors import DataError
 from pixvox.signatures import signature
 

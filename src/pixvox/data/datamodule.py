@@ -17,12 +17,13 @@ from pixvox.data.collate import Collate
 from pixvox.data.concatenation import Concatenation
 from pixvox.data.dataset import Dataset, Subset, seeded_subset
 from pixvox.data.loader import ResumableLoader
-from pixvox.data.loading import EpochSampler, EvaluationView, TrainingView
 from pixvox.data.metadata import Metadata
 from pixvox.data.options import check_options
 from pixvox.data.relabel import class_agnostic as without_classes
+from pixvox.data.sampler import EpochSampler
 from pixvox.data.split import drawn_splits
 from pixvox.data.transforms.compose import Transform
+from pixvox.data.views import EvaluationView, TrainingView
 from pixvox.errors import DataError
 from pixvox.structures import Batch
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pixvox.data.dataset import Dataset, seeded_subset
 from pixvox.data.images import read_image
-from pixvox.data.loading import read_sample
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
+from pixvox.data.views import read_sample
 from pixvox.errors import DataError
 from pixvox.ops.boxes import box_iou
 

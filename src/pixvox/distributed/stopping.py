@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pixvox.distributed.world import world_max
-from pixvox.interruption import Interrupted
+from pixvox.training.interruption import Interrupted
 
 
 class StopTogether(pl.Callback):

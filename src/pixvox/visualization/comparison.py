@@ -12,7 +12,7 @@ import numpy as np
 from pixvox.visualization.figure import GRID, INK, MUTED, SERIES, chart_axes, new_figure, save_figure
 
 if TYPE_CHECKING:
-    from pixvox.comparison import Comparison, Row
+    from pixvox.training.comparison import Comparison, Row
 
 _MOST_BARS = 30
 _MOST_MAPS = 6
@@ -124,6 +124,6 @@ def _label(row: Row) -> str:
 
 
 def _text(value: Any) -> str:
-    from pixvox.comparison import setting_text
+    from pixvox.training.comparison import setting_text
 
     return setting_text(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pixvox.errors import WeightsError
-from pixvox.run_folder import pointed
+from pixvox.training.run_folder import pointed
 from pixvox.weights import torchvision
 from pixvox.weights.checkpoint import RECORD_KEY, load_state, read_safetensors, read_torch_file, rebuild
 

@@ -5,12 +5,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from pixvox.data.dataset import Dataset
-from pixvox.data.loading import EpochSampler, TrainingView
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
+from pixvox.data.sampler import EpochSampler
 from pixvox.data.transforms import Compose, CopyPaste, Mosaic, RandomCrop, RandomFlip
 from pixvox.data.transforms.compose import Transform
 from pixvox.data.transforms.copy_paste import drop_hidden, fit_onto
+from pixvox.data.views import TrainingView
 
 SIZES = [(14, 19), (7, 14, 19)]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pixvox.out_of_memory import OutOfMemory, halve, is_out_of_memory, out_of_memory, smaller_batch
+from pixvox.training.out_of_memory import OutOfMemory, halve, is_out_of_memory, out_of_memory, smaller_batch
 
 CONFIG = {"batch_size": 6, "accumulate_grad_batches": 2, "image_size": [64, 96], "precision": "32-true"}
 

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from pixvox.automatic import FILE_NAME, Suggestions, suggest, suggestions_of
 from pixvox.configuration import compose
 from pixvox.data.suggestions import Suggestion
 from pixvox.errors import ConfigError
-from pixvox.run_folder import RunFolder
+from pixvox.training.automatic import FILE_NAME, Suggestions, suggest, suggestions_of
+from pixvox.training.run_folder import RunFolder
 
 SMALL = ["backbone=simple", "backbone.channels=[4,8,16]", "neck.out_channels=8", "head.box_features=16",
          "head.mask_channels=4", "data.train.num_images=8", "data.val.num_images=1"]  # fmt: skip

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from pixvox.data.datamodule import DataModule
-    from pixvox.run_folder import RunFolder
+    from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
 

@@ -4,8 +4,16 @@ import pytest
 
 from pixvox.configuration import compose, override
 from pixvox.errors import ConfigError
-from pixvox.run_folder import RunFolder
-from pixvox.sweep import Cell, folder_name, folder_of_configs, grid, is_finished, run_sweep, sweep_name
+from pixvox.training.run_folder import RunFolder
+from pixvox.training.sweep import (
+    Cell,
+    folder_name,
+    folder_of_configs,
+    grid,
+    is_finished,
+    run_sweep,
+    sweep_name,
+)
 
 
 class Pixvox:

@@ -37,17 +37,17 @@ from pixvox.distributed.launch import (
 from pixvox.distributed.strategies import check_support
 from pixvox.distributed.world import process_rank, world_size
 from pixvox.errors import ConfigError, TrainingError
-from pixvox.held_out import check_test_split, score_best
-from pixvox.run_folder import RunFolder, environment, find_run, readable_checkpoint
+from pixvox.training.held_out import check_test_split, score_best
+from pixvox.training.run_folder import RunFolder, environment, find_run, readable_checkpoint
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from pixvox.automatic import Suggestions
     from pixvox.data.datamodule import DataModule
-    from pixvox.interruption import Interruption
     from pixvox.methods.supervised import Supervised
     from pixvox.segmenter import Segmenter
+    from pixvox.training.automatic import Suggestions
+    from pixvox.training.interruption import Interruption
 
 log = logging.getLogger("pixvox")
 
@@ -108,7 +108,7 @@ def train(
         overrides, run = _continued(overrides, resume)
         config = compose("train", overrides, config_dir)
         if config.auto:
-            from pixvox.automatic import suggestions_of
+            from pixvox.training.automatic import suggestions_of
 
             suggestions = suggestions_of(run, overrides, config_dir)
             config = compose("train", [*suggestions.overrides, *overrides], config_dir)
@@ -157,8 +157,8 @@ def _train(
         return run_together(_train, (config, run, origin, suggestions), processes)
     import lightning.pytorch  # noqa: F401  (its import makes its loggers speak: they are quieted after it)
 
-    from pixvox.interruption import Interruption
-    from pixvox.out_of_memory import OutOfMemory, smaller_batch
+    from pixvox.training.interruption import Interruption
+    from pixvox.training.out_of_memory import OutOfMemory, smaller_batch
 
     with Interruption() as interruption, join_world(config), quiet_lightning():
         try:
@@ -179,7 +179,7 @@ def _halve_batch(config: DictConfig, failure: str) -> tuple[RunFolder, list[str]
 
     import torch
 
-    from pixvox.out_of_memory import halve
+    from pixvox.training.out_of_memory import halve
 
     run = RunFolder(Path(config.run_dir))
     overrides = halve(config)
@@ -295,7 +295,7 @@ def _fit(
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from pixvox.data.loader import worker_failure
-    from pixvox.out_of_memory import is_out_of_memory, out_of_memory
+    from pixvox.training.out_of_memory import is_out_of_memory, out_of_memory
 
     again = f"continue with: pixvox train --resume {run.path}"
     failure: TrainingError | None = None

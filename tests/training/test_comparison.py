@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from pixvox.comparison import compare, find_runs
 from pixvox.configuration import compose, resolved
 from pixvox.errors import ConfigError
-from pixvox.run_folder import RunFolder
+from pixvox.training.comparison import compare, find_runs
+from pixvox.training.run_folder import RunFolder
 
 
 def leave(folder, overrides, score, status="finished", monitor="val/mIoU", **summary):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pixvox.assembly import complete
+from pixvox.assembly import HEADS, complete
 from pixvox.configuration import CONFIG_FOLDER, compose, data_overrides, instantiate, override, resolved
 from pixvox.data.suggestions import (
     Budget,
@@ -36,13 +36,11 @@ if TYPE_CHECKING:
     from pixvox.data.datamodule import DataModule
     from pixvox.data.fingerprint import Fingerprint
     from pixvox.data.metadata import Metadata
-    from pixvox.run_folder import RunFolder
+    from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
 
 FILE_NAME = "suggestions.json"
-HEADS = {"instance": "maskrcnn", "semantic": "fcn"}
-"""The head to begin with, by task."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def suggest(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     """
     from pixvox.assembly import build_datamodule
     from pixvox.data.fingerprint import read_fingerprint
-    from pixvox.training_memory import available_memory
+    from pixvox.training.memory import available_memory
 
     plan = _Plan(overrides, config_dir)
     datamodule = build_datamodule(plan.config)
@@ -243,7 +241,7 @@ def _measured(config: DictConfig, datamodule: DataModule, size: Sequence[int]) -
     """Measure a step on one real image; None when it does not fit at all."""
     from pixvox.assembly import build_segmenter
     from pixvox.data.datamodule import DataModule
-    from pixvox.training_memory import measure_step
+    from pixvox.training.memory import measure_step
 
     small = config.copy()
     with open_dict(small):

@@ -11,8 +11,8 @@ from pixvox.assembly import logged_name
 from pixvox.configuration import compose
 from pixvox.errors import ConfigError, WeightsError
 from pixvox.heads.fcn import FCN
-from pixvox.run_folder import find_run
-from pixvox.training import train
+from pixvox.training.run_folder import find_run
+from pixvox.training.train import train
 from pixvox.weights import load
 
 TINY = [
@@ -135,7 +135,7 @@ def test_damaged_last_checkpoint_falls_back_to_the_best(run, tmp_path, caplog):
     shutil.copytree(run.dir, folder)
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    from pixvox.run_folder import readable_checkpoint
+    from pixvox.training.run_folder import readable_checkpoint
 
     (folder / "checkpoints" / "previous.ckpt").unlink()
     assert readable_checkpoint(find_run(folder)).name == "best.ckpt"

@@ -9,9 +9,9 @@ from pixvox.callbacks.checkpoints import LastCheckpoint
 from pixvox.callbacks.pictures import Pictures
 from pixvox.files import check_sum
 from pixvox.methods.supervised import Supervised
-from pixvox.out_of_memory import OutOfMemory
-from pixvox.run_folder import RunFolder
-from pixvox.training import train
+from pixvox.training.out_of_memory import OutOfMemory
+from pixvox.training.run_folder import RunFolder
+from pixvox.training.train import train
 from pixvox.weights.comparison import INCIDENTAL, differences
 
 TINY = [
@@ -157,7 +157,9 @@ def test_second_ctrl_c_ends_at_once_and_leaves_the_saved_state_whole(tmp_path, m
     ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
 def test_signal_before_training_ends_at_once(tmp_path, monkeypatch, number, error):
-    monkeypatch.setattr("pixvox.training.build_segmenter", lambda *arguments: os.kill(os.getpid(), number))
+    monkeypatch.setattr(
+        "pixvox.training.train.build_segmenter", lambda *arguments: os.kill(os.getpid(), number)
+    )
     with pytest.raises(error):
         train(TINY, run_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from pixvox.errors import ConfigError
 from pixvox.files import whole_file
-from pixvox.run_folder import RunFolder, pointed
 from pixvox.signatures import nearest
+from pixvox.training.run_folder import RunFolder, pointed
 
 _PLACES = frozenset({"run_dir", "runs_dir", "resume"})
 """Overrides that say where a run is."""

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pixvox.configuration import compose, override
 from pixvox.errors import ConfigError
 from pixvox.files import whole_file
-from pixvox.run_folder import RunFolder
+from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixvox.errors import ConfigError, WeightsError
-from pixvox.run_folder import RunFolder, environment, find_run, readable_checkpoint
+from pixvox.training.run_folder import RunFolder, environment, find_run, readable_checkpoint
 
 
 def made(path):
