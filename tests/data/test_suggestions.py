@@ -11,6 +11,7 @@ from pixvox.data.suggestions import (
     halving,
     notes,
     pyramid_strides,
+    query_count,
     suggest_batch,
     suggest_reading,
     suggest_size,
@@ -132,4 +133,14 @@ def test_notes_tell_of_saturation_rare_classes_and_small_objects():
         "narrower than 8",
     ):
         assert word in told
-    assert notes(facts()) == []
+    assert "queries needs about" in " ".join(notes(facts()))
+    assert len(notes(facts())) == 1
+
+
+def test_queries_exceed_the_objects_of_the_most_crowded_image():
+    counts = (3, 5, 400)
+    told = notes(facts(objects_per_image=np.array(counts)))[0]
+    assert f"about {query_count(399.21)}" in told and query_count(399.21) > 400
+    assert notes(facts(objects_per_image=np.array([1, 2])))[0].startswith(
+        "a head with a fixed number of queries needs about 100"
+    )

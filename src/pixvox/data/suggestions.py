@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from pixvox.data.fingerprint import Fingerprint
 
 NNUNET = "nnU-Net (Isensee et al., 2021, https://doi.org/10.1038/s41592-020-01008-z)"
+DETR = "DETR (Carion et al., 2020, https://arxiv.org/abs/2005.12872)"
 FPN_PAPER = "FPN (Lin et al., 2017, https://arxiv.org/abs/1612.03144)"
 
+_QUERIES_PER_OBJECT = 1.5
 _LEAST_CELLS = 4  # feature cells that the coarsest level keeps along each axis
 _LARGEST_BATCH = 16  # beyond it a learning rate found for small batches no longer serves
 _DATA_SHARE = 0.05  # of all pixels of the dataset that one batch may hold
@@ -245,9 +247,31 @@ def suggest_batch(
     )  # fmt: skip
 
 
+def query_count(objects: float) -> int:
+    """Return the queries that a head with a fixed number of them needs: half as many again as it must find.
+
+    DETR asks 100 for images with 7 objects on average and 63 at most: a query answers for one object, so fewer
+    queries than objects leave some unfound. So at least 100 here, and a multiple of 50.
+
+    Args:
+        objects: Objects in the most crowded image that the head will see.
+
+    Example:
+        >>> query_count(7), query_count(358)
+        (100, 550)
+    """
+    return max(100, 50 * math.ceil(_QUERIES_PER_OBJECT * objects / 50))
+
+
 def notes(facts: Fingerprint) -> list[str]:
     """Return what is worth knowing but has no value to set."""
     said = []
+    if len(facts.objects_per_image) and facts.metadata.task == "instance":
+        crowd = facts.count(99.9)
+        said.append(
+            f"a head with a fixed number of queries needs about {query_count(crowd)}: an image holds up to "
+            f"{crowd:.0f} objects (99.9th percentile), half as many again, at least 100; after {DETR}"
+        )
     if facts.saturated > _SATURATED:
         said.append(
             f"{facts.saturated:.1%} of the pixels stand at the highest value of their image: the detector was "
