@@ -1,6 +1,6 @@
 import os
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,11 +10,15 @@ from torch.utils.data import DataLoader
 
 from pixvox.data import cache
 from pixvox.data.cache import CachedDataset
+from pixvox.data.datamodule import DataModule
 from pixvox.data.dataset import Dataset, Subset
+from pixvox.data.datasets.hdf5 import Hdf5Instances
 from pixvox.data.datasets.label_folder import LabelFolder
 from pixvox.data.make import make_dataset
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
+from pixvox.data.synthetic.digits import Digits
+from pixvox.data.synthetic.glyphs import FontGlyphs
 from pixvox.errors import DataError
 
 
@@ -187,6 +191,62 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path):
     with pytest.raises(DataError, match="cut off"):
         CachedDataset(Broken("uint8"), tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_private_options_and_parts_tell_datasets_apart(tmp_path):
+    class Private(Numbers):
+        def __init__(self, shift):
+            super().__init__("uint8")
+            self._shift = shift
+
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return replace(sample, image=sample.image + self._shift)
+
+    for shift in (0, 1):
+        assert_equal(CachedDataset(Private(shift), tmp_path)[1], Private(shift)[1])
+
+
+def test_digits_of_another_font_are_not_taken_for_the_same(tmp_path):
+    plain, upright = Digits(2), Digits(2)
+    upright.glyphs = FontGlyphs(rotation=0, slant=0)
+    assert CachedDataset(plain, tmp_path).file != CachedDataset(upright, tmp_path).file
+    assert CachedDataset(Digits(2), tmp_path).file == CachedDataset(plain, tmp_path).file
+
+
+def test_arrays_of_one_hdf5_file_are_not_taken_for_each_other(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "i.h5", "w") as file:
+        file["raw"], file["sharp"] = np.zeros((2, 1, 5, 6)), np.ones((2, 1, 5, 6))
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["masks"] = np.ones((2, 5, 6), np.uint8)
+    np.save(tmp_path / "l.npy", np.ones((2, 1), np.int64))
+    names = [tmp_path / name for name in ("i.h5", "m.h5", "l.npy")]
+    for key, value in (("raw", 0), ("sharp", 1)):
+        cached = CachedDataset(Hdf5Instances(*names, image_key=key), tmp_path / "cache")
+        assert cached[1].image.unique().tolist() == [value]
+        assert CachedDataset(Hdf5Instances(*names, image_key=key), tmp_path / "cache").file == cached.file
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_repair(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/cache.* cannot be written .*data\.cache=FOLDER"):
+        CachedDataset(Numbers("uint8"), tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_or_left_out(tmp_path, label_maps, workers):
+    (label_maps / "images" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^image 1: .*1\.png") as raised:
+        CachedDataset(semantic(label_maps), tmp_path / "cache", num_workers=workers)
+    assert "Traceback" not in str(raised.value)
+    cached = CachedDataset(semantic(label_maps), tmp_path / "cache", num_workers=workers, skip_bad=True)
+    assert_equal(cached[2], semantic(label_maps)[2])
+    with pytest.raises(DataError, match=r"1\.png"):
+        cached[1]
+    data = DataModule(semantic(label_maps), batch_size=1, cache=tmp_path / "cache", on_bad_sample="skip")
+    assert len(list(data.train_dataloader())) == 3
+    assert "1.png" in data.bad_samples()[0]
 
 
 def test_a_full_disk_is_said_with_numbers_before_it_is_full(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -26,10 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from pixvox.data.dataset import Dataset
+from pixvox.data.download import locked
+from pixvox.data.identity import identity
+from pixvox.data.loader import leave_interrupts_to_parent, without_traceback
 from pixvox.data.sample import Sample
-from pixvox.errors import DataError
+from pixvox.data.views import read_sample
+from pixvox.errors import DataError, PixvoxError
 from pixvox.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -58,9 +63,10 @@ class CachedDataset(Dataset):
         folder: Where the file lies, or is made.
         image_type: ``"source"`` keeps every value; ``"float16"`` rounds images of floats to half their size.
         num_workers: Processes that read the source while the file is written.
+        skip_bad: Leave images out that cannot be read instead of raising; asked for, they raise all the same.
 
     Raises:
-        DataError: If the disk has too little room, or a source image cannot be read.
+        DataError: If the folder cannot be written to or has too little room, or a source image cannot be read.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -77,13 +83,14 @@ class CachedDataset(Dataset):
         folder: str | Path,
         image_type: Literal["source", "float16"] = "source",
         num_workers: int = 0,
+        skip_bad: bool = False,
     ) -> None:
         if image_type not in ("source", "float16"):
             raise ValueError(f"image_type takes source or float16, got {image_type!r}")
         self.dataset = dataset
         self.metadata = dataset.metadata
-        identity = {"dataset": _identity(dataset), "image_type": image_type}
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        stated = {"dataset": identity(dataset), "image_type": image_type}
+        key = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
         name = "".join(letter if letter.isalnum() else "_" for letter in dataset.metadata.name) or "dataset"
         self.file = Path(folder) / f"{name}-{key[:16]}.pixvox"
         stamp = {"dataset": key, "files": _file_state(dataset)}
@@ -94,7 +101,7 @@ class CachedDataset(Dataset):
                 self._table = _read_table(self.file, stamp)
             except _UnusableError as reason:
                 logger.info("%s: %s; it is written", self.file, reason)
-                _write(self.file, dataset, stamp, image_type, num_workers)
+                _write(self.file, dataset, stamp, image_type, num_workers, skip_bad)
                 self._table = _read_table(self.file, stamp)
 
     def __len__(self) -> int:
@@ -110,6 +117,8 @@ class CachedDataset(Dataset):
         if self._map is None:
             self._map = np.memmap(self.file, mode="r")
         place, length, checksum = (int(value) for value in self._table[index])
+        if not length:  # it could not be read when the file was written
+            return self.dataset[index]
         record = self._map[place : place + length]
         if index not in self._checked:
             if zlib.crc32(record.data) != checksum:
@@ -148,37 +157,6 @@ class _UnusableError(Exception):
     """The file cannot be used as it is; the text says why."""
 
 
-def _identity(dataset: Dataset) -> dict[str, Any]:
-    """Return what tells a dataset from one of other options: its class and plain attributes."""
-    known: dict[str, Any] = {"class": f"{type(dataset).__module__}.{type(dataset).__qualname__}"}
-    known["length"] = len(dataset)
-    for name, value in sorted(vars(dataset).items()):
-        if name.startswith("_"):
-            continue
-        described = _described(value)
-        if described is not None:
-            known[name] = described
-    return known
-
-
-def _described(value: Any) -> Any:
-    """Return a form of plain values, arrays and datasets that JSON can hold; None for anything else."""
-    if isinstance(value, Dataset):
-        return _identity(value)
-    if isinstance(value, (bool, int, float, str, Path)):
-        return repr(value)
-    if isinstance(value, (np.ndarray, Tensor)):
-        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-    if is_dataclass(value):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return {repr(key): _described(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)) and not (value and is_dataclass(value[0])):
-        # Long lists of records, such as parsed annotations, are covered by the state of their file.
-        return [_described(entry) for entry in value]
-    return None
-
-
 def _file_state(dataset: Dataset) -> str:
     """Return a sum over name, size and time of change of all source files."""
     files = sorted({str(file) for index in range(len(dataset)) for file in dataset.source_files(index)})
@@ -211,8 +189,10 @@ def _read_table(file: Path, stamp: Mapping[str, str]) -> np.ndarray:
                 raise _UnusableError("the file is cut off")
             stream.seek(place)
             tail = stream.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise _UnusableError("there is no cache yet") from None
+    except OSError as error:
+        raise _UnusableError(f"the file cannot be read ({error})") from None
     if zlib.crc32(tail) != checksum:
         raise _UnusableError("the table of the file is damaged")
     stated = json.loads(tail[:length])
@@ -221,24 +201,54 @@ def _read_table(file: Path, stamp: Mapping[str, str]) -> np.ndarray:
     return np.frombuffer(tail, _TABLE, count, length).copy()
 
 
-def _write(file: Path, dataset: Dataset, stamp: Mapping[str, str], image_type: str, num_workers: int) -> None:
-    """Write the file of all samples.
+class _Readings(TorchDataset["Sample | None"]):
+    """The samples of a dataset; None in place of those that cannot be read and may be skipped."""
+
+    def __init__(self, dataset: Dataset, skip_bad: bool) -> None:
+        self.dataset = dataset
+        self.skip_bad = skip_bad
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        try:
+            return read_sample(self.dataset, index)
+        except DataError as error:
+            if not self.skip_bad:
+                raise
+            logger.warning("not cached: %s", error)
+            return None
+
+
+def _write(
+    file: Path,
+    dataset: Dataset,
+    stamp: Mapping[str, str],
+    image_type: str,
+    num_workers: int,
+    skip_bad: bool,
+) -> None:
+    """Write the file of all samples; a sample that is skipped has an empty record.
 
     Raises:
-        DataError: If the disk has too little room.
+        DataError: If a sample cannot be read, or the file cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     table = np.zeros(len(dataset), _TABLE)
-    # Its own generator: writing a cache must not move the global one.
-    loader: DataLoader[Sample] = DataLoader(
-        dataset, batch_size=None, num_workers=num_workers, generator=torch.Generator()
+    loader: DataLoader[Sample | None] = DataLoader(
+        _Readings(dataset, skip_bad),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=leave_interrupts_to_parent,
+        generator=torch.Generator(),  # its own: writing a cache must not move the global one
     )
     started = said = time.perf_counter()
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as part, part.open("wb") as stream:
             stream.write(bytes(_ALIGNMENT))
             for index, sample in enumerate(loader):
-                record = _pack(sample, image_type)
+                record = _pack(sample, image_type) if sample is not None else b""
                 table[index] = (stream.tell(), len(record), zlib.crc32(record))
                 stream.write(record)
                 if index in (0, 15) or index % 1000 == 0:
@@ -247,6 +257,8 @@ def _write(file: Path, dataset: Dataset, stamp: Mapping[str, str], image_type: s
                     said = time.perf_counter()
                     logger.info("cache: %d of %d images", index + 1, len(dataset))
             _finish(stream, table, stamp)
+    except PixvoxError as error:
+        raise without_traceback(error) from None
     except OSError as error:
         raise DataError(
             f"{file} cannot be written ({error}); give another folder: data.cache=FOLDER"
@@ -343,18 +355,11 @@ def _aligned(length: int) -> int:
 
 @contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Let one process at a time check and write a file; where the system has no such lock, each may write it."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.with_suffix(".lock").open("w")
-    except OSError:  # a folder for reading only: what lies there can be used
-        yield
-        return
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    """Let one process at a time check and write a file."""
+    with ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(file))
+        except OSError:  # a folder for reading only: what lies there can be used
+            logger.debug("%s cannot be locked", file)
         yield

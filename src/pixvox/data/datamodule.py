@@ -119,9 +119,10 @@ class DataModule(LightningDataModule):
             raise DataError("a DataModule needs a train dataset, or the path of a dataset")
         if cache:
             folder = cache_folder() if cache is True else Path(cache)
-            train = CachedDataset(train, folder, cache_type, num_workers)
+            skip = on_bad_sample == "skip"
+            train = CachedDataset(train, folder, cache_type, num_workers, skip)
             val, test, unlabelled = (
-                CachedDataset(part, folder, cache_type, num_workers) if part is not None else None
+                CachedDataset(part, folder, cache_type, num_workers, skip) if part is not None else None
                 for part in (val, test, unlabelled)
             )
         train, val, test = _drawn(train, val, test, val_fraction, test_fraction, seed)

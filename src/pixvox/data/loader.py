@@ -95,7 +95,7 @@ class ResumableLoader(DataLoader[Batch]):
                 self._consumed += 1
                 yield batch
         except PixvoxError as error:
-            raise _without_traceback(error) from None
+            raise without_traceback(error) from None
         except RuntimeError as error:
             raise worker_failure(error, self.num_workers, self.batch_size) or error from None
 
@@ -115,7 +115,7 @@ def leave_interrupts_to_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _without_traceback(error: PixvoxError) -> PixvoxError:
+def without_traceback(error: PixvoxError) -> PixvoxError:
     """Return an error of a worker process with its own message; torch puts the worker's traceback before it."""
     text = str(error)
     if "in DataLoader worker process" not in text and "in pin memory thread" not in text:
