@@ -77,17 +77,17 @@ def inference(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def check_task(segmenter: Segmenter, metadata: Metadata) -> None:
+def check_task(task: str, metadata: Metadata) -> None:
     """Refuse data that are labelled for another task than the model's.
 
     Raises:
         ConfigError: If they are.
     """
-    if segmenter.task != metadata.task:
+    if task != metadata.task:
         raise ConfigError(
-            f"this head is for {segmenter.task} segmentation, but {metadata.name or 'the dataset'} is "
+            f"this head is for {task} segmentation, but {metadata.name or 'the dataset'} is "
             f"labelled for {metadata.task} segmentation; choose head={HEADS[metadata.task]} (pixvox models "
-            f"lists all), or read the data as data.options.task={segmenter.task} where its format allows"
+            f"lists all), or read the data as data.options.task={task} where its format allows"
         )
 
 

@@ -46,6 +46,12 @@ def test_data_for_another_task_choose_its_head():
     assert "head=fcn" in found.overrides
 
 
+def test_a_chosen_head_for_another_task_is_refused():
+    lines = [line for line in SMALL if not line.startswith(("head.", "neck."))]
+    with pytest.raises(ConfigError, match=r"labelled for instance segmentation; choose head=maskrcnn"):
+        suggest(["data=shapes", "head=fcn", *lines])
+
+
 def test_a_resumed_run_keeps_its_suggestions(tmp_path):
     run = RunFolder(tmp_path)
     first = Suggestions({"facts": 1}, [Suggestion("image_size", [32, 48], "read", "why")], ["seed"], ["note"])

@@ -83,7 +83,8 @@ class Simple(Backbone):
     ) -> None:
         if len(strides) != len(channels):
             raise ValueError(
-                f"give one stride per level: {len(channels)} channels but {len(strides)} strides"
+                f"give one stride per level: {len(channels)} channels but {len(strides)} strides, "
+                f"{list(strides)}; set channels and strides together, finest level first"
             )
         absolute = [per_axis(stride, spatial_dims, "strides") for stride in strides]
         super().__init__(spatial_dims, in_channels, channels, absolute)

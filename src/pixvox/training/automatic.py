@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pixvox.assembly import HEADS, complete
+from pixvox.assembly import HEADS, check_task, complete
 from pixvox.configuration import CONFIG_FOLDER, compose, data_overrides, instantiate, override, resolved
 from pixvox.data.suggestions import (
     Budget,
@@ -153,6 +153,8 @@ def suggest(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     log.info("fingerprint of %d images in %.0f s", len(facts.image_sizes), facts.seconds)
     head = HEADS.get(facts.metadata.task)
     if head is not None and plan.part("head").task != facts.metadata.task:
+        if "head" in plan.given:
+            check_task(plan.part("head").task, facts.metadata)
         read = f"the data are labelled for {facts.metadata.task} segmentation"
         plan.take([Suggestion("head", head, read, "a head for that task")])
     plan.take(suggest_reading(facts, plan.percentiles(), plan.adam_from_scratch()))
