@@ -57,6 +57,34 @@ def test_an_archive_is_unpacked_and_its_tops_are_returned(tmp_path, name):
     assert (out / "top/deep/b.txt").read_bytes() == b"bbbbb"
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_archive_of_the_folder_itself_is_unpacked(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    if name == "a.zip":
+        archive = write_zip(tmp_path / name, {"./": b"", "./a.txt": b"a"})
+    else:
+        archive = tmp_path / name
+        with tarfile.open(archive, "w:gz") as opened:
+            opened.add(tmp_path / "in", ".")
+    assert unpack(archive, tmp_path / "out") == [tmp_path / "out" / "a.txt"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_entry_that_is_file_and_folder_at_once_is_an_error(tmp_path, name):
+    archive = WRITERS[name](tmp_path / name, {"a": b"a", "a/b": b"b"})
+    with pytest.raises(DataError, match="a file to one and a folder to another"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error_and_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "top").write_text("mine")
+    with pytest.raises(DataError, match="what is there already"):
+        unpack(write_zip(tmp_path / "a.zip", GOOD), tmp_path / "out")
+    assert (tmp_path / "out" / "top").read_text() == "mine"
+
+
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize(
     "evil", ["../evil", "top/../../evil", "/tmp/pixvox_evil", "C:/evil", "top\\..\\..\\evil", ".."]

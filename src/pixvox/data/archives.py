@@ -98,17 +98,23 @@ def _entries(archive: Path) -> Iterator[tuple[list[_Entry], Callable[[], None]]]
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                yield [_zip_entry(opened, info, archive) for info in opened.infolist()], lambda: None
+                infos = [info for info in opened.infolist() if not _is_top(info.filename)]
+                yield [_zip_entry(opened, info, archive) for info in infos], lambda: None
         elif tarfile.is_tarfile(archive):
             with _decompressed(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as unrolled:
-                yield (
-                    [_tar_entry(unrolled, info, archive) for info in unrolled.getmembers()],
-                    lambda: _exhaust(stream),
-                )
+                members = [
+                    info for info in unrolled.getmembers() if not (info.isdir() and _is_top(info.name))
+                ]
+                yield [_tar_entry(unrolled, info, archive) for info in members], lambda: _exhaust(stream)
         else:
             raise DataError(
                 f"{archive} is no zip or tar archive, or it is cut off; remove it and download it again"
             )
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise DataError(
+            f"{archive}: an entry is a file to one and a folder to another, or to what is there already ({error}); "
+            "unpack it into an empty folder, or download it again"
+        ) from error
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of a decompressor
             raise
@@ -156,6 +162,11 @@ def _tar_entry(opened: tarfile.TarFile, info: tarfile.TarInfo, archive: Path) ->
         return stream
 
     return _Entry(path, info.size, content)
+
+
+def _is_top(name: str) -> bool:
+    """Tell whether an entry is the folder itself, as ``tar -c .`` writes it."""
+    return name in (".", "./")
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:

@@ -162,6 +162,15 @@ def test_foreground_patches_show_an_object(size):
         assert RandomCrop(4, foreground=1.0)(sample, generator(seed)).layers.any()
 
 
+def test_foreground_patches_leave_out_crowds_and_missing_data():
+    layers = torch.zeros(1, 20, 30, dtype=torch.int32)
+    layers[0, 3, 4], layers[0, 10:] = 1, 2
+    sample = Sample(torch.zeros(1, 20, 30), layers, torch.tensor([0, 0]), torch.tensor([False, True]))
+    crop = RandomCrop(4, foreground=1.0)
+    for seed in range(20):
+        assert (crop(sample, torch.Generator().manual_seed(seed)).layers == 1).any()
+
+
 def test_foreground_of_a_class_map_leaves_out_background_and_ignored():
     class_map = torch.zeros((20, 20), dtype=torch.int64)
     class_map[:, :2] = 255

@@ -144,6 +144,15 @@ def test_a_mosaic_shows_every_sample_and_numbers_objects_on(size):
     assert mixed.layers.unique().tolist() == list(range(1, count + 1))
 
 
+@pytest.mark.parametrize("bare", ["ours", "theirs"])
+def test_a_mosaic_does_not_pass_off_what_nobody_annotated_as_empty(bare):
+    ours, theirs = filled((14, 19), 2), filled((14, 19), 8)
+    ours, theirs = (ours.unlabelled(), theirs) if bare == "ours" else (ours, theirs.unlabelled())
+    mixed = Mosaic(1.0)(with_others(ours, theirs, theirs, theirs), generator())
+    assert torch.equal(mixed.image, ours.image)
+    assert mixed.annotated == ours.annotated
+
+
 def test_parts_of_a_mosaic_beyond_small_samples_are_ignored():
     small = Sample(torch.ones(1, 2, 2), class_map=torch.ones(2, 2, dtype=torch.int64))
     large = Sample(torch.ones(1, 12, 12), class_map=torch.ones(12, 12, dtype=torch.int64))

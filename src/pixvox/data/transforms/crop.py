@@ -96,7 +96,7 @@ def patch_start(
 
 
 def _foreground_point(sample: Sample, generator: torch.Generator) -> tuple[int, ...] | None:
-    """Return a pixel of an object (each object alike) or of a class (each present class above 0 alike)."""
+    """Return a pixel of an object or of a class above 0, each of those present alike; the ignored do not count."""
     maps = sample.layers if sample.layers is not None else sample.class_map
     if maps is None:
         return None
@@ -104,6 +104,8 @@ def _foreground_point(sample: Sample, generator: torch.Generator) -> tuple[int, 
     areas[0] = 0
     if sample.layers is None and len(areas) > sample.ignore_index:
         areas[sample.ignore_index] = 0
+    if sample.layers is not None and sample.ignore is not None:
+        areas[1:][sample.ignore[: len(areas) - 1]] = 0
     present = areas.nonzero()[:, 0]
     if not len(present):
         return None

@@ -20,7 +20,7 @@ class Mosaic(Transform):
     "YOLOv4: Optimal Speed and Accuracy of Object Detection" (Bochkovskiy et al., 2020,
     https://arxiv.org/abs/2004.10934), at the size of the image and without scaling: an image takes pieces of three
     others, a volume of seven. Objects and scales of several images share one batch item; contexts end abruptly,
-    so the last epochs of a training should go without it.
+    so the last epochs of a training should go without it. Samples with and without annotations are not mixed.
 
     Args:
         probability: Probability of a change.
@@ -37,7 +37,7 @@ class Mosaic(Transform):
         self.margin = margin
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Return the mosaic; without further samples, the sample."""
+        """Return the mosaic; without further samples of its kind, the sample."""
         if not happens(generator, self.probability) or sample.further is None:
             return sample
         size = sample.size
@@ -51,6 +51,8 @@ class Mosaic(Transform):
             if min(lengths) > 0:
                 whole = sample if i == 0 else fit_onto(sample.further(generator), sample)
                 placed.append((part, cut(whole, patch_start(whole, lengths, 0.0, generator), lengths)))
+        if any(part.annotated != sample.annotated for _, part in placed):
+            return sample
         return _joined(sample, placed)
 
 
