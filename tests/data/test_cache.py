@@ -1,5 +1,6 @@
 import os
 import pickle
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import numpy as np
@@ -226,6 +227,21 @@ def test_arrays_of_one_hdf5_file_are_not_taken_for_each_other(tmp_path):
         cached = CachedDataset(Hdf5Instances(*names, image_key=key), tmp_path / "cache")
         assert cached[1].image.unique().tolist() == [value]
         assert CachedDataset(Hdf5Instances(*names, image_key=key), tmp_path / "cache").file == cached.file
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(30, "Read-only file system")])
+def test_a_cache_in_a_folder_for_reading_only_is_used(tmp_path, monkeypatch, error):
+    CachedDataset(Numbers("uint8"), tmp_path)
+
+    @contextmanager
+    def refused(path):
+        raise error
+        yield
+
+    monkeypatch.setattr(cache, "locked", refused)
+    later = Numbers("uint8")
+    assert_equal(CachedDataset(later, tmp_path)[1], Numbers("uint8")[1])
+    assert later.reads == 0
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_repair(tmp_path):

@@ -104,6 +104,45 @@ def test_links_that_lead_in_circles_do_not_hold_anybody_up(tmp_path):
     assert len(open_dataset(tmp_path / "d", "train")) == 3
 
 
+def test_images_behind_a_linked_folder_belong_to_the_dataset_once(tmp_path):
+    make_dataset("shapes", tmp_path / "d", 3, 1, image_size=40, radius=(5, 9), task="semantic")
+    for kind in ("images", "labels"):
+        elsewhere = tmp_path / "elsewhere" / kind
+        elsewhere.parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / kind / "train").rename(elsewhere)
+        (tmp_path / "d" / kind / "train").mkdir()
+        (tmp_path / "d" / kind / "train" / "site").symlink_to(elsewhere)
+        (elsewhere / "back").symlink_to(tmp_path / "d" / kind / "train")
+    dataset = open_dataset(tmp_path / "d", "train")
+    assert [dataset.source(i)[-15:] for i in range(len(dataset))] == [f"site/00000{i}.png" for i in range(3)]
+    assert dataset.unlabelled_indices() == []
+
+
+def state(root):
+    """Every write shows in the time of change of a folder, even if the file is gone again."""
+    return {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))}
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_a_folder_for_reading_only_is_checked_trained_on_and_cached_elsewhere(tmp_path, monkeypatch, task):
+    root = make_dataset("shapes", tmp_path / "d", 3, 1, image_size=40, radius=(5, 9), task=task)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = state(root)
+    for path in before:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert check_dataset(root).ok
+        config = compose("train", [*data_overrides(root), "image_size=32", "batch_size=1", "data.cache=true"])
+        data = instantiate(config.data, "data")
+        assert len(list(data.train_dataloader())) == 3
+        assert len(list(data.val_dataloader())) == 1
+        assert state(root) == before
+        assert len(list((tmp_path / "cache").rglob("*.pixvox"))) == 2
+    finally:
+        for path in before:
+            path.chmod(0o755)
+
+
 def test_a_dataset_may_be_a_link_and_a_link_into_nothing_is_named(tmp_path):
     make_dataset("shapes", tmp_path / "d", 3, 1, image_size=40, radius=(5, 9), task="semantic")
     (tmp_path / "link").symlink_to(tmp_path / "d")

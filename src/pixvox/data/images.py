@@ -73,6 +73,8 @@ def suffix_of(path: str | Path) -> str | None:
 def list_images(folder: Path) -> dict[str, Path]:
     """Return the images below ``folder`` by their path without suffix, sorted; hidden files are left out.
 
+    Links to folders are followed, each target once and none that leads back up.
+
     Raises:
         DataError: If two files differ only in their suffix.
     """
@@ -89,10 +91,24 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+    """Yield files and arrays, also those behind links to folders; each such folder is entered once."""
+    entered = {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True):
         arrays = [name for name in folders if name.lower().endswith(_ZARR)]
-        folders[:] = sorted(name for name in folders if name not in arrays and not name.startswith("."))
+        below = sorted(name for name in folders if name not in arrays and not name.startswith("."))
+        folders[:] = [name for name in below if _may_enter(Path(root, name), entered)]
         yield from (Path(root, name) for name in (*files, *arrays) if not name.startswith("."))
+
+
+def _may_enter(folder: Path, entered: set[str]) -> bool:
+    """Tell whether a folder is no link in circles, and note where a link leads to."""
+    if not folder.is_symlink():
+        return True
+    target = os.path.realpath(folder)
+    if target in entered or Path(os.path.realpath(folder.parent)).is_relative_to(target):
+        return False
+    entered.add(target)
+    return True
 
 
 def read_image(
