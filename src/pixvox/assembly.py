@@ -207,8 +207,6 @@ def build_trainer(
 
 def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mode: str) -> list[pl.Callback]:
     """Return what watches a run, the order in which they act."""
-    from lightning.pytorch.callbacks import EarlyStopping
-
     from pixvox.callbacks.checkpoints import checkpoint_callbacks
     from pixvox.callbacks.ema import EMA
     from pixvox.callbacks.final_validation import FinalValidation
@@ -217,6 +215,7 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
     from pixvox.callbacks.profiler import Profiler
     from pixvox.callbacks.progress import progress_callbacks
     from pixvox.callbacks.step_timer import StepTimer
+    from pixvox.callbacks.stop_early import StopEarly
     from pixvox.callbacks.summary import Summary
     from pixvox.callbacks.tracking import Tracking
     from pixvox.callbacks.train_samples import TrainSamples
@@ -247,7 +246,7 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
                 "early_stopping.patience needs early_stopping.monitor: the metrics have no main score"
             )
         callbacks.append(
-            EarlyStopping(
+            StopEarly(
                 watched,
                 patience=stopping.patience,
                 mode=stopping.mode or mode,

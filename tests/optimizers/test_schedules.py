@@ -125,3 +125,31 @@ def test_factory_is_given_what_it_takes():
         torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=50, cycle_momentum=False
     )
     assert lr_scheduler(fixed, optimizer, 100, 10)["scheduler"].total_steps == 50
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_one_cycle_of_a_few_steps_is_a_schedule_too(steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = one_cycle(optimizer, steps)
+    for _ in range(steps - 1):
+        schedule.step()
+    assert 0 < optimizer.param_groups[0]["lr"] <= 1.0
+
+
+def test_one_cycle_of_a_prolonged_run_ends_with_it():
+    def begin(steps):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+        return optimizer, one_cycle(optimizer, steps)
+
+    _, short = begin(6)
+    for _ in range(6 - 1):
+        short.step()
+    optimizer, long = begin(12)
+    _, whole = begin(12)
+    long.load_state_dict(short.state_dict())
+    for _ in range(12 - 1):
+        whole.step()
+    for _ in range(6):
+        long.step()
+    assert long.get_last_lr() == whole.get_last_lr()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-6)

@@ -58,6 +58,13 @@ class EMA(WeightAveraging):
         super().on_validation_epoch_end(trainer, pl_module)
         self._swapped = False
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take weights and average apart to train on; whoever tests or validates wants the average."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:

@@ -91,6 +91,8 @@ class TrainingState(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore the generators; later would be too late for loaders that draw from them when they start."""
+        if trainer.state.fn != "fit":  # a test at the end takes the weights, and the table keeps all its rows
+            return
         state = checkpoint.get(KEY, {"steps": checkpoint["global_step"]})
         for logger in trainer.loggers:
             if isinstance(logger, MetricsTable):

@@ -162,7 +162,7 @@ def one_cycle(
     anneal: Literal["cos", "linear"] = "cos",
     unit: Unit = "steps",
     steps_per_epoch: int | None = None,
-) -> OneCycleLR:
+) -> OneCycle:
     """Rise to the peak and fall far below the start, while momentum falls and rises.
 
     "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates" (Smith & Topin, 2018,
@@ -170,7 +170,7 @@ def one_cycle(
 
     Args:
         optimizer: Its learning rates are the peak.
-        total_steps: Optimiser steps of the run; a run that is resumed keeps the number it began with.
+        total_steps: Optimiser steps of the run.
         warmup: Length of the rise.
         initial_factor: Share of the peak at the first step.
         final_factor: Share of the peak at the last step.
@@ -188,7 +188,9 @@ def one_cycle(
             "the peak above 0"
         )
     rise = Length(total_steps, unit, steps_per_epoch).steps(warmup, "warmup")
-    return OneCycleLR(
+    if rise == 1:  # torch counts from the first step to the peak, and divides by it
+        rise = 2 if total_steps > 1 else 0
+    return OneCycle(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=total_steps,
@@ -198,6 +200,16 @@ def one_cycle(
         div_factor=1.0 / initial_factor,
         final_div_factor=initial_factor / final_factor,
     )
+
+
+class OneCycle(OneCycleLR):
+    """Torch's schedule with the length of this run, also when it is resumed from a shorter one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the place from a state, and keep the shape: torch's own would end where the earlier run did."""
+        # Torch has no public names for them; everything else of its state is the shape.
+        place = ("last_epoch", "_step_count", "_last_lr")
+        super().load_state_dict({**self.state_dict(), **{name: state_dict[name] for name in place}})
 
 
 def lr_scheduler(
