@@ -61,6 +61,13 @@ def test_sides_counts_and_classes_are_those_of_the_objects_without_crowds():
     assert facts.touching == pytest.approx(2 / 3)
 
 
+def test_crowds_neither_touch_nor_cover():
+    alone = cells(ignore=torch.tensor([False, True, True, True]))
+    facts = read_fingerprint(Listed(METADATA, [alone]))
+    assert facts.touching == 0
+    assert facts.foreground.tolist() == pytest.approx([12 / 240])
+
+
 def test_sides_of_a_volume_are_in_array_order():
     layer = torch.zeros(6, 12, 20, dtype=torch.int32)
     layer[1:3, 2:7, 4:13] = 1

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -147,6 +149,13 @@ def test_unlabelled_images_have_no_say_in_the_classes():
 def test_datasets_that_do_not_go_through_one_model_are_refused(other, message):
     with pytest.raises(DataError, match=message):
         Concatenation([Objects(), other])
+
+
+def test_pixels_with_another_ignored_label_are_refused_rather_than_learned():
+    strange = Pixels()
+    strange.metadata = replace(strange.metadata, ignore_index=254)
+    with pytest.raises(DataError, match="ignore_index: scenes has 255, scenes has 254"):
+        Concatenation([Pixels(), strange])
 
 
 def test_wrong_names_of_datasets_and_empty_lists_are_refused():

@@ -125,14 +125,16 @@ def _check_alike(names: Sequence[str], parts: Sequence[Dataset]) -> None:
         "task": "read all as one task (task=...)",
         "spatial_dims": "images and volumes need a model each",
         "in_channels": "set channels=rgb or channels=grey to convert",
+        "ignore_index": "let all use the same value in their samples and metadata",
     }
+    of_annotations = ("task", "ignore_index")
     annotated = [len(part.unlabelled_indices()) < len(part) for part in parts]
     reference = annotated.index(True) if True in annotated else 0
     first = parts[reference].metadata
     for name, part, speaks in zip(names, parts, annotated, strict=True):
         for field, repair in repairs.items():
             ours, theirs = getattr(first, field), getattr(part.metadata, field)
-            if ours != theirs and (speaks or field != "task"):
+            if ours != theirs and (speaks or field not in of_annotations):
                 raise DataError(
                     f"datasets to be joined must agree in {field}: {names[reference] or 'the first'} has {ours!r}, "
                     f"{name or 'another'} has {theirs!r}; {repair}"

@@ -248,16 +248,18 @@ class _Tally:
     def _objects(self, sample: Sample) -> None:
         if sample.layers is None or sample.labels is None or sample.ignore is None:
             return
+        kept = torch.cat([torch.zeros(1, dtype=torch.bool), ~sample.ignore])  # by id, 0 is background
+        layers = sample.layers * kept[sample.layers.long()]
         boxes, volumes, labels = [], [], []
-        for layer in sample.layers:
+        for layer in layers:
             areas = torch.bincount(layer.flatten(), minlength=len(sample.labels) + 1)[1:]
-            present = ((areas > 0) & ~sample.ignore).nonzero()[:, 0]
+            present = areas.nonzero()[:, 0]
             if len(present):
                 boxes.append(_boxes_of(layer, present + 1))
                 volumes.append(areas[present])
                 labels.append(sample.labels[present])
         self.counts.append(sum(map(len, boxes)))
-        self.foreground.append(float((sample.layers > 0).any(dim=0).float().mean()))
+        self.foreground.append(float((layers > 0).any(dim=0).float().mean()))
         if not boxes:
             return
         joined, half = torch.cat(boxes), sample.spatial_dims
@@ -267,7 +269,7 @@ class _Tally:
         some = joined[:_MOST_OBJECTS]
         overlaps = box_iou(some, some).fill_diagonal_(0)
         self.overlaps.append(overlaps.amax(dim=1).double().numpy())
-        self.touching += len(set().union(*(_touching(layer) for layer in sample.layers)))
+        self.touching += len(set().union(*(_touching(layer) for layer in layers)))
 
     def _areas(self, class_map: Tensor) -> None:
         counts = torch.bincount(class_map.flatten(), minlength=len(self.classes))[: len(self.classes)]

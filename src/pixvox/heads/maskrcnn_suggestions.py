@@ -113,7 +113,7 @@ def _numbers(facts: Fingerprint, patch: Sequence[int]) -> list[Suggestion]:
     read = f"{whole:.0f} objects in an image, {crowded:.0f} in a patch (99.9th percentile)"
     samples = min(512, max(128, 2 ** round(math.log2(max(1.0, _SAMPLES * usual)))))
     candidates = [max(1000, number) for number in proposals]
-    few = f"{usual:.0f} objects in a patch (75th percentile)"
+    few = f"{usual:.0f} objects in a patch (median)"
     return [
         Suggestion(
             "num_proposals", proposals, read, f"{_PROPOSALS} for each object, at least 300 (training, evaluation)",
