@@ -34,6 +34,23 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that were killed left of files they were writing; nobody else may write there now.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> for name in (".123.last.ckpt", "last.ckpt"):
+        ...     (folder / name).touch()
+        >>> remove_parts(folder)
+        >>> [path.name for path in folder.iterdir()]
+        ['last.ckpt']
+    """
+    for path in folder.glob(".*"):
+        if path.name[1:].partition(".")[0].isdigit():
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def summed_file(path: str | Path) -> Iterator[Path]:
     """Like ``whole_file``, with the sum of the file beside it, in the form of ``sha256sum``.

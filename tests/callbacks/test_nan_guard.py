@@ -47,9 +47,10 @@ def test_left_out_steps_change_neither_weights_nor_running_means(caplog):
 def test_one_more_than_allowed_stops_and_the_count_outlives_a_resume():
     with pytest.raises(NonFiniteLossError, match=r"skip_nan_steps=5"):
         fit(bad=[1, 3], skip=1)
-    guard = NaNGuard(skip=2)
-    guard.load_state_dict({"skipped": ["step 1"]})
-    assert guard.state_dict() == {"skipped": ["step 1"]}
+    _, guard = fit(bad=[1], skip=2)
+    again = NaNGuard(skip=2)
+    again.load_state_dict(guard.state_dict())
+    assert again.skipped == guard.skipped != []
 
 
 def test_whole_accumulated_step_is_left_out():

@@ -1,11 +1,12 @@
 import csv
+import errno
 import os
 import signal
 
 import pytest
 import torch
 
-from pixvox.callbacks.checkpoints import LastCheckpoint
+from pixvox.callbacks.checkpoints import LastCheckpoint, SaveError
 from pixvox.callbacks.pictures import Pictures
 from pixvox.files import check_sum
 from pixvox.methods.supervised import Supervised
@@ -140,6 +141,59 @@ def test_run_stopped_by_signals_goes_on_exactly_from_where_it_stopped(tmp_path, 
     assert "step 0" not in (tmp_path / "broken" / "run.log").read_text().split("stopped")[2]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["scheduler=one_cycle", "ema_decay=0.9"], id="one-cycle"),
+        pytest.param(
+            [
+                "scheduler=torch",
+                "scheduler.name=SequentialLR",
+                "scheduler.interval=step",
+                "+scheduler.milestones=[2]",
+                "+scheduler.schedulers=[{name:LinearLR},{name:CosineAnnealingLR}]",
+            ],
+            id="sequence-of-torch",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [
+                "scheduler=torch",
+                "scheduler.name=ReduceLROnPlateau",
+                "scheduler.monitor=val_loss",
+                "+scheduler.patience=0",
+                "skip_nan_steps=2",
+                "ema_decay=0.9",
+            ],
+            id="plateau-ema",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_schedule_goes_on_in_its_middle(tmp_path, monkeypatch, options):
+    options = [*TINY, *options, "checkpoint_every_n_steps=1"]
+    train(options, run_dir=str(tmp_path / "whole"))
+    train_broken(monkeypatch, options, tmp_path / "broken", [(Supervised, "training_step", 5)])
+    assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_steps_are_left_out_alike_when_the_accumulation_was_broken_off(tmp_path, monkeypatch):
+    step = Supervised.training_step
+
+    def spoiled(self, batch, index):
+        loss = step(self, batch, index)
+        return loss * float("nan") if (self.trainer.current_epoch, index) == (1, 1) else loss
+
+    monkeypatch.setattr(Supervised, "training_step", spoiled)
+    options = [*TINY, "skip_nan_steps=2", "accumulate_grad_batches=2", "ema_decay=0.9"]
+    whole = train(options, run_dir=str(tmp_path / "whole"))
+    assert (whole.summary["skipped_steps"], whole.summary["status"]) == (1, "finished")
+    between = (Supervised, "training_step", 4, send(signal.SIGTERM))  # the next batch gives NaN
+    broken = train_broken(monkeypatch, options, tmp_path / "broken", [between], SystemExit)
+    assert broken.summary["skipped_steps"] == 1
+    assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
+
+
 def test_second_ctrl_c_ends_at_once_and_leaves_the_saved_state_whole(tmp_path, monkeypatch):
     def twice():
         send(signal.SIGINT)()
@@ -177,6 +231,61 @@ def test_averaged_weights_and_numbered_checkpoints_are_kept(tmp_path):
     assert kept == ["epoch_0002.ckpt", "epoch_0002.ckpt.sha256"]
     check_sum(run.dir / "checkpoints" / "epoch_0002.ckpt")
     assert torch.load(run.dir / "checkpoints" / "epoch_0002.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("on_error", ["raise", pytest.param("warn", marks=pytest.mark.slow)])
+def test_full_disk_in_a_training_leaves_a_run_that_resumes_exactly(tmp_path, monkeypatch, caplog, on_error):
+    original, written = torch.save, []
+
+    def full(content, file, *arguments, **options):
+        original(content, file, *arguments, **options)
+        written.append(file)
+        if len(written) == 3:  # the newest state of the second epoch
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    options = [*TINY, f"on_save_error={on_error}"]
+    whole = train(options, run_dir=str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        if on_error == "raise":
+            with pytest.raises(SaveError, match=r"No space left on device.*the one before it is whole"):
+                train(options, run_dir=str(tmp_path / "full"))
+        else:
+            train(options, run_dir=str(tmp_path / "full"))
+    assert len(written) >= 3
+    assert "was not written" in caplog.text or on_error == "raise"
+    for path in (tmp_path / "full" / "checkpoints").glob("*.ckpt"):
+        check_sum(path)
+        torch.load(path, weights_only=True)
+    again = train(resume=tmp_path / "full")
+    assert again.summary["steps"] == whole.summary["steps"]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_state_is_written_once_a_step_and_what_a_kill_left_is_removed(tmp_path, monkeypatch):
+    saved = []
+    save = LastCheckpoint.save
+    monkeypatch.setattr(
+        LastCheckpoint, "save", lambda self, trainer: saved.append(trainer.global_step) or save(self, trainer)
+    )
+    options = [*TINY, "accumulate_grad_batches=3", "batch_size=1", "checkpoint_every_n_steps=1", "epochs=1"]
+    run = train(options, run_dir=str(tmp_path / "run"))
+    assert saved == [1, 2, 3]
+    left = run.dir / "checkpoints" / ".123.last.ckpt"
+    left.write_bytes(b"half")
+    train(resume=run.dir)
+    assert not left.exists()
+
+
+def test_signal_that_comes_as_memory_runs_out_is_not_lost(tmp_path, monkeypatch):
+    def exhaust():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    break_off(monkeypatch, Supervised, "training_step", 2, exhaust)
+    with pytest.raises(SystemExit) as caught:
+        train([*TINY, "on_out_of_memory=halve_batch"], run_dir=str(tmp_path / "run"))
+    assert caught.value.code == 143
 
 
 def test_batch_is_halved_once_when_memory_runs_out_and_the_run_goes_on(tmp_path, monkeypatch, caplog):

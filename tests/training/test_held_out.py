@@ -2,11 +2,13 @@ import csv
 import json
 
 import pytest
+import torch
 
 import pixvox
 from pixvox.errors import ConfigError
 from pixvox.evaluation import evaluate
 from pixvox.files import finite
+from pixvox.methods.supervised import Supervised
 
 SMALL = [
     "data=digits", "head=fcn", "backbone=simple", "backbone.channels=[4,8,8,8]", "data.train.task=semantic",
@@ -15,7 +17,15 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_the_best_checkpoint_is_scored_on_the_test_split_at_the_end(tmp_path):
+def test_the_best_checkpoint_is_scored_on_the_test_split_at_the_end(tmp_path, monkeypatch):
+    tested = {}
+    step = Supervised.test_step
+
+    def seen(self, batch, index):
+        tested.update({name: value.clone() for name, value in self.state_dict().items()})
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Supervised, "test_step", seen)
     run = pixvox.train([*SMALL, "test=true", "ema_decay=0.5", "learning_rate=0.05", f"runs_dir={tmp_path}"])
     summary = json.loads((run.dir / "summary.json").read_text())
     assert summary["test"] == finite(run.summary["test"])
@@ -25,6 +35,9 @@ def test_the_best_checkpoint_is_scored_on_the_test_split_at_the_end(tmp_path):
     for name in shared:
         assert finite(again[name]) == pytest.approx(summary["test"][name], abs=1e-6)
     assert summary["best"] and summary["test"] != summary["best"]
+    averaged = torch.load(run.dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, averaged[name]) for name, value in tested.items())
+    assert tested
     with (run.dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [1, 3, 4]

@@ -77,13 +77,20 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_every = keep_every
         self._saved = 0
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """A run that is resumed here stands on a saved state."""
+        self._step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save between two batches: only now everything about the one before is counted and logged."""
         step = trainer.global_step
-        if self.every_n_steps and step > 0 and step % self.every_n_steps == 0:
+        # Several batches of one accumulation begin at the same step.
+        if self.every_n_steps and step > self._step and step % self.every_n_steps == 0:
+            self._step = step
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

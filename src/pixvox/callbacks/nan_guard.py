@@ -48,7 +48,7 @@ class NaNGuard(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Remember which images the next step learns from, and what they may spoil in passing."""
-        if self.skip and not self._losses:
+        if self.skip and not (self._losses and self._buffers):
             self._buffers = [buffer.clone() for buffer in module.buffers()]
         labelled = batch if isinstance(batch, Batch) else None
         if labelled is not None:
@@ -64,7 +64,14 @@ class NaNGuard(pl.Callback):
     ) -> None:
         """Check losses and gradients together: one wait for the device per step."""
         checks = (
-            [torch.stack([loss.float() for loss in self._losses]).isfinite().all()] if self._losses else []
+            # Those of before a resume are on the CPU.
+            [
+                torch.stack([loss.float().to(self._losses[-1].device) for loss in self._losses])
+                .isfinite()
+                .all()
+            ]
+            if self._losses
+            else []
         )
         if trainer.precision != "16-mixed":
             gradients = [
@@ -116,12 +123,20 @@ class NaNGuard(pl.Callback):
             log.warning("%d steps were left out, their loss was not finite:\n%s", len(self.skipped), listed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was left out, so that a resumed run goes on counting."""
-        return {"skipped": list(self.skipped)}
+        """Return what was left out, and what an accumulation that is under way is made of."""
+        return {
+            "skipped": list(self.skipped),
+            "losses": [float(loss) for loss in self._losses],
+            "sources": list(self._sources) if self._losses else [],
+            "buffers": list(self._buffers) if self._losses else [],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting, and with the accumulation."""
         self.skipped = list(state_dict["skipped"])
+        self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
+        self._sources.extend(state_dict["sources"])
+        self._buffers = list(state_dict["buffers"])
 
     def _message(self, trainer: pl.Trainer, losses: list[float], sources: list[str]) -> str:
         kept = f" The last finite state is in {self.checkpoint}." if self.checkpoint is not None else ""

@@ -45,7 +45,23 @@ class Interruption(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Everything is saved."""
+        self.answer_at_once()
+
+    def answer_at_once(self) -> None:
+        """Nothing more will be saved: from here on a signal ends the process where it comes."""
         self._deferred = False
+
+    def answer(self) -> None:
+        """End the process when a signal came that nothing else has answered.
+
+        Raises:
+            KeyboardInterrupt: If it was Ctrl-C.
+            SystemExit: With 143, if it was SIGTERM.
+        """
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number == signal.SIGTERM:
+            raise SystemExit(143)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.number = self.number, self.number or number

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pixvox.errors import ConfigError, WeightsError
-from pixvox.files import finite, whole_file
+from pixvox.files import finite, remove_parts, whole_file
 from pixvox.version import __version__
 
 log = logging.getLogger("pixvox")
@@ -95,8 +95,10 @@ class RunFolder:
         return cls(next(path for path in paths if not path.exists()))
 
     def make(self) -> None:
-        """Make the folder."""
+        """Make the folder, or tidy up one that a killed process left."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.checkpoints):
+            remove_parts(folder)
 
     def point_last(self) -> None:
         """Let ``last``, beside the folder, point here; where links do not exist, by a file with the name."""

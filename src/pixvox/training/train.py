@@ -323,5 +323,8 @@ def _fit(
             failure = worker_failure(error, datamodule.num_workers, datamodule.batch_size)
         if failure is None:
             raise
+    finally:
+        interruption.answer_at_once()
+    interruption.answer()
     if failure is not None:
         raise failure
