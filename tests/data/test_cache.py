@@ -29,7 +29,7 @@ class Numbers(Dataset):
     def __init__(self, kind, size=(5, 7), count=4, scale=1.0):
         self.kind, self.size, self.count, self.scale = kind, size, count, scale
         self.reads = 0
-        self.metadata = Metadata("instance", len(size), ("object",), 2, name="numbers")
+        self.metadata = Metadata("instance", len(size), ("a", "b", "c"), 2, name="numbers")
 
     def __len__(self):
         return self.count
@@ -45,7 +45,7 @@ class Numbers(Dataset):
         image = (values * top).round() if top else values * 2 - 1
         layers = torch.randint(0, 70_000, (index, *self.size), generator=generator, dtype=torch.int32)
         sample = Sample(
-            image, layers, torch.arange(70_000), torch.arange(70_000) % 2 == 0, spacing=(0.5,) * len(self.size),
+            image, layers, torch.arange(70_000) % 3, torch.arange(70_000) % 2 == 0, spacing=(0.5,) * len(self.size),
             unit="mm", source=f"number {index}", index=index, intensity_range=torch.tensor([[0.0, 1.5]] * 2),
         )  # fmt: skip
         return sample.unlabelled() if index in self.unlabelled_indices() else sample

@@ -312,6 +312,44 @@ def test_a_path_is_enough(tmp_path):
         DataModule()
 
 
+@pytest.mark.parametrize("label", [-1, 2, 255])
+def test_objects_of_a_class_that_there_is_not_are_named_by_the_image(label):
+    def picture(classes):
+        layers = torch.zeros(1, 6, 8, dtype=torch.int32)
+        layers[0, 2:4, 2:4], layers[0, 5, 5] = 1, 2
+        return Sample(torch.zeros(1, 6, 8), layers, torch.tensor(classes), torch.tensor([False, True]))
+
+    data = DataModule(Listed("instance", [picture([0, 1]), picture([label, 0])]), batch_size=2)
+    with pytest.raises(DataError, match=rf"image 1: .*label {label} is none of the classes 0\.\.1"):
+        list(data.train_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("value", "ignored", "message"),
+    [(2, 255, r"label 2 is none of the classes 0\.\.1"), (1, 9, "ignores the label 9, its dataset 255")],
+)
+def test_pixels_of_a_class_that_there_is_not_are_named_by_the_image(value, ignored, message):
+    maps = torch.tensor([[0, 1, 255, value]])
+    sample = Sample(torch.zeros(1, 1, 4), class_map=maps, ignore_index=ignored)
+    data = DataModule(Listed("semantic", [sample]), batch_size=1)
+    with pytest.raises(DataError, match=f"image 0: .*{message}"):
+        list(data.train_dataloader())
+
+
+class Listed(Dataset):
+    """Samples of the classes a and b."""
+
+    def __init__(self, task, samples):
+        self.samples = samples
+        self.metadata = Metadata(task, 2, ("a", "b"), 1, name="listed")
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
 def test_subset_renumbers_and_hides(tmp_path):
     subset = Subset(shapes(), [4, 2], unlabelled=True)
     assert subset[1].index == 1

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pixvox.data.collate import Collate
 from pixvox.data.dataset import Dataset
+from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
 from pixvox.data.sampler import REPEATED, Key, head_seed, sample_generator
 from pixvox.data.transforms.compose import Transform, uniform
@@ -128,13 +129,38 @@ def read_sample(dataset: Dataset, index: int) -> Sample:
     """Read one image; errors of files and annotations name the file and the index.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or its labels are not those of the dataset.
     """
     try:
-        return replace(dataset[index], index=index)
+        sample = replace(dataset[index], index=index)
+        _check_labels(sample, dataset.metadata)
+        return sample
     except DataError as error:
         source = dataset.source(index)
         named = str(error) if source in str(error) else f"{source}: {error}"
         raise DataError(f"image {index}: {named}") from error
     except (OSError, MemoryError) as error:
         raise DataError(f"image {index}: {dataset.source(index)} cannot be read: {error}") from error
+
+
+def _check_labels(sample: Sample, metadata: Metadata) -> None:
+    """Refuse classes that the dataset has not: a loss would end in the middle, or learn something else.
+
+    Raises:
+        DataError: If there is one, or the ignored label is another than the dataset's.
+    """
+    labels = sample.labels if sample.labels is not None else sample.class_map
+    if labels is None or not labels.numel():
+        return
+    wrong = (labels < 0) | (labels >= metadata.num_classes)
+    if sample.labels is None:
+        if sample.ignore_index != metadata.ignore_index:
+            raise DataError(
+                f"the sample ignores the label {sample.ignore_index}, its dataset {metadata.ignore_index}; give both "
+                "the same ignore_index"
+            )
+        wrong &= labels != metadata.ignore_index
+    if bool(wrong.any()):
+        raise DataError(
+            f"label {int(labels[wrong][0])} is none of the classes 0..{metadata.num_classes - 1} of the dataset"
+        )

@@ -35,7 +35,7 @@ class Numbered(Dataset):
 
     def __init__(self, size, count=7):
         self.size, self.count = size, count
-        self.metadata = Metadata("instance", len(size), ("object",), 1)
+        self.metadata = Metadata("instance", len(size), tuple(map(str, range(count))), 1)
 
     def __len__(self):
         return self.count
