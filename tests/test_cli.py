@@ -1,9 +1,7 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +61,12 @@ def test_every_command_has_help(command, capsys):
         (["data", "check", "/no/such/data", "task=[1"], "'task=[1' cannot be read"),
         (["data", "make", "shapes", "--out", "/dev/null/data"], "/dev/null"),
         (["train", *TINY, "early_stopping.patience=2", "early_stopping.monitor=foo"], "monitor=foo"),
+        (
+            ["train", *TINY, "scheduler=plateau", "scheduler.monitor=foo"],
+            "scheduler.monitor=foo: there is no",
+        ),
+        (["train", "logger=[tensorboard,mlflo]"], "no logger=mlflo; did you mean mlflow"),
+        (["train", "logger=[]"], "logger=[] chooses nothing; all: mlflow, none"),
         (["train", *TINY, "image_size=[8,32,40]"], "one per axis"),
         (["train", *TINY, "run_dir=/dev"], "run_dir=/dev exists already"),
         (["tarin"], "tarin"),
@@ -74,6 +78,19 @@ def test_mistake_gets_one_message_and_code_2(arguments, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
+        ("+callbacks.mine._target_=json.JSONDecoder", "callbacks.mine is no callback but JSONDecoder"),
+        ("+callbacks.mine.foo=1", "callbacks.mine._target_ names a class"),
+    ],
+)
+def test_a_part_that_does_not_fit_gets_one_message(line, said, tmp_path, capsys):
+    assert run(["train", *TINY, line, override("runs_dir", str(tmp_path))]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback():
@@ -197,33 +214,6 @@ def test_data_is_made_and_checked(tmp_path, capsys):
     assert last_object(capsys)["ok"] is True
     next((out / "images" / "train").glob("*.png")).write_bytes(b"")
     assert run(["data", "check", str(out)]) == 2
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_saves_the_state_and_gives_its_exit_code(number, code, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pixvox", "train", *TINY, "epochs=1000000", "scheduler=constant",
-         override("runs_dir", str(tmp_path))],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        table = tmp_path / "last" / "metrics.csv"
-        while not table.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code, output
-    assert "--resume" in output
-    assert "Traceback" not in output
-    import torch
-
-    state = torch.load(tmp_path / "last" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] > 0
-    assert json.loads((tmp_path / "last" / "summary.json").read_text())["status"].startswith("interrupted")
 
 
 def test_undefined_scores_are_null_in_json(capsys):

@@ -1,20 +1,19 @@
 """The contract of parts, proven with toy parts: one call for loss and raw outputs under every wrapper."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import pixvox
+from pixvox.distributed.world import process_rank
 from pixvox.errors import ConfigError, WeightsError
 from pixvox.necks.fpn import FPN
 from pixvox.segmenter import Segmenter
 from pixvox.structures import Geometry
 from pixvox.weights.checkpoint import RECORD_KEY, model_record, rebuild
+from together import together
 from toys import ToyBackbone, ToyQueryHead, toy_batches, toy_segmenter, toy_targets
 
 KINDS = pytest.mark.parametrize("kind", ["semantic", "query"])
@@ -194,51 +193,16 @@ def test_an_argument_that_a_part_refuses_is_an_error_naming_the_part():
         Segmenter.from_config(config)
 
 
-def _run(script, processes):
-    """Return the code of a gloo process that runs a script, and its environment."""
-    tests = str(Path(__file__).parent)
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join([tests, env.get("PYTHONPATH", "")])
-    prologue = """
-        import os, sys, torch
-        import torch.distributed as dist
-        from datetime import timedelta
-        from toys import toy_batches, toy_segmenter, toy_targets
-        dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(os.environ["RANK"]),
-                                world_size=int(os.environ["WORLD_SIZE"]), timeout=timedelta(seconds=60))
-        rank = dist.get_rank()
-    """
-    code = textwrap.dedent(prologue) + textwrap.dedent(script) + "\ndist.destroy_process_group()\n"
-    return code, env
-
-
-def _launch(tmp_path, script, processes):
-    """Run a script in ``processes`` gloo processes, which must all succeed."""
-    code, env = _run(script, processes)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "store")],
-            env={**env, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert all(process.returncode == 0 for process in running), "\n".join(outputs)
+def _gradients(kind):
+    images, targets = toy_batches(kind)[process_rank()]
+    model = DistributedDataParallel(toy_segmenter(kind))
+    sum(model(images, targets)["losses"].values()).backward()
+    return [parameter.grad for parameter in model.parameters()]
 
 
 @KINDS
-def test_two_processes_one_without_annotations_get_the_gradient_of_one_with_both_batches(tmp_path, kind):
-    script = f"""
-        images, targets = toy_batches("{kind}")[rank]
-        model = torch.nn.parallel.DistributedDataParallel(toy_segmenter("{kind}"))
-        sum(model(images, targets)["losses"].values()).backward()
-        torch.save([p.grad for p in model.parameters()], sys.argv[1] + str(rank))
-    """
-    _launch(tmp_path, script, 2)
+def test_two_processes_one_without_annotations_get_the_gradient_of_one_with_both_batches(kind):
+    both = together(_gradients, kind)
     # Here, without processes: a wrong mean over processes must not enter what is expected.
     (first, first_targets), (second, second_targets) = toy_batches(kind)
     joined = (
@@ -248,60 +212,7 @@ def test_two_processes_one_without_annotations_get_the_gradient_of_one_with_both
     )
     model = toy_segmenter(kind)
     sum(model.loss(torch.cat([first, second]), joined).values()).backward()
-    for rank in range(2):
-        grads = torch.load(tmp_path / f"store{rank}")
+    for grads in both:
         for (name, parameter), grad in zip(model.named_parameters(), grads, strict=True):
             assert torch.allclose(grad, parameter.grad, rtol=1e-4, atol=1e-6), name
             assert grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize("head", ["maskrcnn", "fcn"])
-def test_real_heads_train_in_two_processes_when_one_has_nothing_to_learn_from(tmp_path, head):
-    options = {"neck__out_channels": 8, "box_features": 8, "mask_channels": 4} if head == "maskrcnn" else {}
-    script = f"""
-        from pixvox.models import create_model
-        from pixvox.structures import Instances
-        torch.manual_seed(0)
-        size = (32, 40)
-        model = create_model("{head}", "simple", num_classes=2, in_channels=1, backbone__channels=[4, 8],
-                             backbone__strides=[4, 8], **{options})
-        before = [p.detach().clone() for p in model.parameters()]
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        torch.manual_seed(rank)
-        targets = toy_targets("semantic" if model.task == "semantic" else "query", size, empty=rank == 1)
-        if model.task == "instance" and rank == 1:
-            targets[1] = Instances(masks=toy_targets("semantic", size, 1)[0], ignore=torch.tensor([True]))
-        for _ in range(2):
-            losses = parallel(torch.randn(2, 1, *size), targets)["losses"]
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            assert all(torch.isfinite(loss) for loss in losses.values()), losses
-            for name, p in model.named_parameters():
-                assert p.grad is not None and torch.isfinite(p.grad).all(), name
-            optimizer.step()
-        own = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-        assert not torch.equal(own, torch.cat([p.flatten() for p in before]))
-        both = [torch.empty_like(own) for _ in range(2)]
-        dist.all_gather(both, own)
-        assert torch.equal(*both)
-    """
-    _launch(tmp_path, script, 2)
-
-
-def test_one_process_under_fully_sharded_data_parallel_equals_plain(tmp_path):
-    script = """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-        for kind in ("semantic", "query"):
-            images, targets = torch.randn(2, 1, 16, 24), toy_targets(kind, (16, 24))
-            plain, sharded = toy_segmenter(kind), toy_segmenter(kind)
-            fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
-            losses = [sum(model(images, targets)["losses"].values()) for model in (plain, sharded)]
-            for loss in losses:
-                loss.backward()
-            assert torch.allclose(*losses), losses
-            for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
-                assert torch.allclose(a.grad, b.grad.full_tensor(), atol=1e-6)
-    """
-    _launch(tmp_path, script, 1)

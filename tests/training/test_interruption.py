@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -5,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from pixvox.cli import run as run_cli
 from pixvox.data.make import make_dataset
@@ -41,8 +43,9 @@ def wait_for(condition, seconds):
     return condition()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_signal_to_a_running_training_saves_and_leaves_no_workers(tmp_path, number, code):
     folder = tmp_path / "run"
     options = [*SMALL, *SHAPES, "epochs=2000", f"run_dir={folder}"]
@@ -60,6 +63,8 @@ def test_signal_to_a_running_training_saves_and_leaves_no_workers(tmp_path, numb
     assert process.returncode == code
     assert f"continue with: pixvox train --resume {folder}" in said
     assert "Traceback" not in said
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
+    assert json.loads((folder / "summary.json").read_text())["status"].startswith("interrupted")
     assert wait_for(lambda: not any(map(alive, workers)), 10)
 
 
