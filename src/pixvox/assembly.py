@@ -116,11 +116,12 @@ def check_early_stopping(config: DictConfig, metrics: Any) -> None:
     """Refuse to watch a score that the metrics do not give, before anything is trained.
 
     Raises:
-        ConfigError: If ``early_stopping.monitor`` is such a score.
+        ConfigError: If ``early_stopping.monitor`` or ``scheduler.monitor`` is such a score.
     """
-    name = config.early_stopping.monitor
-    if name and not name.startswith("train/"):
-        _check_score(name, metrics, f"early_stopping.monitor={name}")
+    for group in ("early_stopping", "scheduler"):
+        name = (config.get(group) or {}).get("monitor")
+        if name and not name.startswith("train/"):
+            _check_score(name, metrics, f"{group}.monitor={name}")
 
 
 def _check_score(name: str, metrics: Any, shown: str) -> None:
@@ -205,6 +206,24 @@ def build_trainer(
     return trainer
 
 
+def _own_callbacks(config: DictConfig) -> list[pl.Callback]:
+    """Return the user's callbacks.
+
+    Raises:
+        ConfigError: If one of them is something else.
+    """
+    from lightning.pytorch import Callback
+
+    built = instantiate(config.callbacks, "callbacks") or {}
+    for name, callback in built.items():
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks.{name} is no callback but {type(callback).__name__}: callbacks.{name}._target_ names a "
+                "class of Lightning's Callback or pixvox.callbacks.hooks.Hooks"
+            )
+    return list(built.values())
+
+
 def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mode: str) -> list[pl.Callback]:
     """Return what watches a run, the order in which they act."""
     from pixvox.callbacks.checkpoints import checkpoint_callbacks
@@ -236,7 +255,7 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
         timer,
         *([Profiler(run, 10 if config.profile is True else config.profile, timer)] if config.profile else []),
         Tracking(run, resolved(config), resumed=config.resume is not None),
-        *(instantiate(config.callbacks, "callbacks") or {}).values(),
+        *_own_callbacks(config),
     ]
     stopping = config.early_stopping
     if stopping.patience is not None:

@@ -234,12 +234,15 @@ def _is_choice(override: Override, composer: _Composer) -> bool:
     """Tell whether an override chooses from a group; refuse an unknown choice, naming the nearest."""
     group, choice = override.key_or_group, override.value()
     options = composer.options(group)
-    if not options or isinstance(choice, (dict, list)):
+    if not options or isinstance(choice, dict):
         return False
-    if isinstance(choice, str) and choice not in options and "/" not in choice:
-        listed = ", ".join(options)
-        raise ConfigError(f"there is no {group}={choice}; {nearest(choice, options, 4)} (all: {listed})")
-    return True
+    listed = ", ".join(options)
+    if choice == []:
+        raise ConfigError(f"{group}=[] chooses nothing; all: {listed}")
+    for name in choice if isinstance(choice, list) else [choice]:
+        if isinstance(name, str) and name not in options and "/" not in name:
+            raise ConfigError(f"there is no {group}={name}; {nearest(name, options, 4)} (all: {listed})")
+    return not isinstance(choice, list)
 
 
 def _known(override: Override, base: DictConfig) -> str:

@@ -179,15 +179,17 @@ class Supervised(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over parameter groups, and its schedule."""
-        optimizer = self.optimizer(
-            parameter_groups(
-                self.segmenter,
-                self.learning_rate,
-                self.backbone_learning_rate_factor,
-                self.decay_norms_and_biases,
-                self.layer_decay,
-            )
+        groups = parameter_groups(
+            self.segmenter,
+            self.learning_rate,
+            self.backbone_learning_rate_factor,
+            self.decay_norms_and_biases,
+            self.layer_decay,
         )
+        try:
+            optimizer = self.optimizer(groups)
+        except (TypeError, ValueError) as error:  # an option out of its range
+            raise ConfigError(f"optimizer: {error}") from error
         if self.scheduler is None:
             return optimizer
         schedule = lr_scheduler(self.scheduler, optimizer, self._total_steps(), self._steps_per_epoch())
