@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import pytest
 
@@ -67,3 +68,13 @@ def test_file_that_is_replaced_while_it_is_checked_is_not_damaged(tmp_path, monk
 
     monkeypatch.setattr("pixvox.files._digest", replaced)
     check_sum(path)
+
+
+def test_summed_content_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        act = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, n=name, act=act: done.append(n) or act(*given))
+    with summed_file(tmp_path / "weights.bin") as part:
+        part.write_bytes(b"weights")
+    assert done[:2] == ["fsync", "replace"]

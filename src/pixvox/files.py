@@ -69,6 +69,9 @@ def summed_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with whole_file(path) as part:
         yield part
+        with part.open("rb+") as file:
+            # Else a power cut may leave the name on content that never came to the disk.
+            os.fsync(file.fileno())
         digest = _digest(part)
         sum_path(path).unlink(missing_ok=True)
     with whole_file(sum_path(path)) as part:
