@@ -80,6 +80,16 @@ def test_a_folder_gets_a_test_split_beside_its_own_val_split(tmp_path):
     assert all(batch.truths for batch in module.test_dataloader())
 
 
+def test_both_splits_drawn_from_a_folder_are_shares_of_all_its_images(tmp_path):
+    make_dataset("shapes", tmp_path / "d", 20, 0, image_size=40, radius=(5, 9))
+    module = DataModule(path=tmp_path / "d", val_fraction=0.4, test_fraction=0.3)
+    assert [len(part) for part in (module.train, module.val, module.test)] == [6, 8, 6]
+    parts = [sources(part) for part in (module.train, module.val, module.test)]
+    assert len(set().union(*parts)) == 20
+    with pytest.raises(DataError, match="test_fraction"):
+        DataModule(path=tmp_path / "d", val_fraction=0.4, test_fraction=0.6)
+
+
 def test_shares_of_labels_are_nested_and_round_to_at_least_one():
     tenth, half = seeded_subset(40, 0.1, 0), seeded_subset(40, 0.5, 0)
     assert (len(tenth), len(half)) == (4, 20)

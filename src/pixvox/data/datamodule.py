@@ -114,7 +114,10 @@ class DataModule(LightningDataModule):
             raise ValueError(f"on_bad_sample must be 'raise' or 'skip', got {on_bad_sample!r}")
         if path is not None:
             own = {} if val_fraction is None else {"val_fraction": val_fraction}
-            train, val, test, unlabelled = _open_splits(path, {**(options or {}), **own}, seed)
+            options = {"val_fraction": 0.2, **(options or {}), **own}
+            (train, val, test, unlabelled), val_drawn = _open_splits(path, options, seed)
+            if val_drawn and test is None and test_fraction is not None:
+                test_fraction = _share_of_rest(test_fraction, options["val_fraction"])
         if train is None:
             raise DataError("a DataModule needs a train dataset, or the path of a dataset")
         if cache:
@@ -265,7 +268,8 @@ class DataModule(LightningDataModule):
 
 def _open_splits(
     path: str | Path, options: dict[str, Any], seed: int
-) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
+) -> tuple[tuple[Dataset, Dataset, Dataset | None, Dataset | None], bool]:
+    """Return train, val, test and unlabelled images, and whether val was drawn from train."""
     from pixvox.data.datasets.layout import split_names
     from pixvox.data.datasets.open import open_dataset
 
@@ -276,7 +280,17 @@ def _open_splits(
     val = open_dataset(path, "val", **options)
     test = open_dataset(path, "test", **options) if "test" in found else None
     unlabelled = open_dataset(path, "unlabelled", **options) if "unlabelled" in found else None
-    return train, val, test, unlabelled
+    return (train, val, test, unlabelled), "val" not in found
+
+
+def _share_of_rest(test_fraction: float, val_fraction: float) -> float:
+    """Return the share of what the val split leaves that is ``test_fraction`` of the whole."""
+    if test_fraction + val_fraction >= 1:
+        raise DataError(
+            f"val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing to train on; together they "
+            "must stay below 1"
+        )
+    return test_fraction / (1 - val_fraction)
 
 
 def _drawn(
