@@ -343,9 +343,9 @@ def check(config: DictConfig) -> None:
 def _value(config: DictConfig, key: str) -> Any:
     try:
         value = OmegaConf.select(config, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}: {_first_line(error)}") from error
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _wrong(key: str, value: Any, annotation: Any, origin: str = "") -> str:
