@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -57,3 +59,19 @@ def test_whole_accumulated_step_is_left_out():
     net, guard = fit(bad=[3], skip=1, batches=6, accumulate_grad_batches=2)
     assert state_is_finite(net)
     assert len(guard.skipped) == 1
+
+
+@pytest.mark.parametrize(("precision", "loss", "refused"), [
+    ("16-mixed", 1.0, False),
+    ("16-mixed", float("nan"), True),
+    ("32-true", 1.0, True),
+])  # fmt: skip
+def test_infinite_gradients_of_a_finite_loss_are_the_business_of_the_loss_scale(precision, loss, refused):
+    net, guard = Net(), NaNGuard()
+    optimizer = net.configure_optimizers()
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    trainer = type("Scaled", (pl.Trainer,), {"precision": precision})(accelerator="cpu", logger=False)
+    guard.on_before_backward(trainer, net, torch.tensor(loss))
+    with pytest.raises(NonFiniteLossError) if refused else nullcontext():
+        guard.on_before_optimizer_step(trainer, net, optimizer)
