@@ -70,6 +70,7 @@ def test_every_command_has_help(command, capsys):
             ["train", *TINY, "transforms=semantic", "transforms.color_jitter=[0.4]"],
             "'transforms.color_jitter[1]' not found",
         ),
+        (["train", "data=hdf5"], "value: data.train.images"),
         (["train", "logger=[]"], "logger=[] chooses nothing; all: mlflow, none"),
         (["train", *TINY, "image_size=[8,32,40]"], "one per axis"),
         (["train", *TINY, "run_dir=/dev"], "run_dir=/dev exists already"),

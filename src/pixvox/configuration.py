@@ -451,6 +451,8 @@ def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
 
     try:
         return hydra_instantiate(node, **arguments, _convert_="all")
+    except OmegaConfBaseException as error:  # a value that must be given, as the files of data=hdf5
+        raise ConfigError(f"{key or 'configuration'}: {_first_line(error)}") from error
     except InstantiationException as error:
         cause = error.__cause__
         if cause is None:
