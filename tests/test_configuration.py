@@ -43,6 +43,7 @@ from pixvox.errors import ConfigError, DataError
         (["learning_rate=-1"], ["learning_rate=-1", "from 0 up"]),
         (["learning_rate=nan"], ["learning_rate=nan"]),
         (["image_size=[64,0]"], ["image_size=[64, 0]", "from 1 up"]),
+        (["epochs=0"], ["epochs=0 would learn nothing"]),
         (["epochs=-3"], ["epochs=-3", "from -1 up"]),
         (["seed=-1"], ["seed=-1", "from 0 up"]),
         (["accumulate_grad_batches=0"], ["accumulate_grad_batches=0"]),

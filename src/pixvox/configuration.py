@@ -337,6 +337,8 @@ def check(config: DictConfig) -> None:
         for number in value if isinstance(value, list) else [value]:
             if number is not None and key in _LEAST and not _LEAST[key] <= number < math.inf:
                 raise ConfigError(f"{key}={value}: it takes numbers from {_LEAST[key]:g} up")
+        if key in ("epochs", "max_steps") and value == 0:
+            raise ConfigError(f"{key}=0 would learn nothing; give a number from 1 up, or -1 for no limit")
     _check_node(config, "")
 
 

@@ -102,6 +102,14 @@ def test_resume_continues_the_same_folder_and_table(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != "last"] == [first.dir.name]
 
 
+def test_value_that_is_refused_late_leaves_no_folder_and_the_newest_run_as_it_was(tmp_path):
+    first = train([*TINY, "max_steps=1"], runs_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="optimizer"):
+        train([*TINY, "max_steps=1", "optimizer.betas=[2,2]"], runs_dir=str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {first.dir.name, "last"}
+    assert (tmp_path / "last").resolve() == first.dir.resolve()
+
+
 def test_same_seed_gives_the_same_losses(tmp_path):
     losses = [
         [

@@ -36,6 +36,11 @@ class Summary(pl.Callback):
         self._earlier = 0.0
         self._started = time.perf_counter()
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """From here on this is the newest run: what was wrong with its configuration would have been said."""
+        if trainer.is_global_zero:
+            self.run.point_last()
+
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Keep the scores when they are the best."""
         if not trainer.sanity_checking and self.best.improved(trainer):

@@ -9,6 +9,7 @@ import json
 import logging
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -99,6 +100,10 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.checkpoints):
             remove_parts(folder)
+
+    def discard(self) -> None:
+        """Remove the folder of a run that never began."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def point_last(self) -> None:
         """Let ``last``, beside the folder, point here; where links do not exist, by a file with the name."""

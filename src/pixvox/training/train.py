@@ -233,18 +233,24 @@ def _train_here(
     first = process_rank() == 0
     if first:
         run.make()
-    with logging_to(run.log) if first else contextlib.nullcontext():
-        if first:
-            _describe(config, run, segmenter, datamodule, origin, checkpoint)
-            if suggestions is not None:
-                suggestions.write(run)
-        _fit(trainer, method, datamodule, run, checkpoint, config, interruption)
-        if config.test:
-            score_best(trainer, method, datamodule, run)
-        summary = summary_of(trainer)
-        best = headline(summary["best"]) or "no validation"
-        log.info("done in %s; best: %s", clock(summary["seconds"]), best)
-        log.info("run folder %s", run.path)
+    try:
+        with logging_to(run.log) if first else contextlib.nullcontext():
+            if first:
+                _describe(config, run, segmenter, datamodule, origin, checkpoint)
+                if suggestions is not None:
+                    suggestions.write(run)
+            _fit(trainer, method, datamodule, run, checkpoint, config, interruption)
+            if config.test:
+                score_best(trainer, method, datamodule, run)
+            summary = summary_of(trainer)
+            best = headline(summary["best"]) or "no validation"
+            log.info("done in %s; best: %s", clock(summary["seconds"]), best)
+            log.info("run folder %s", run.path)
+    except ConfigError:
+        # Some values are refused only when Lightning builds optimiser and schedule.
+        if first and checkpoint is None and trainer.global_step == 0:
+            run.discard()
+        raise
     return Run(run.path, summary["best"], summary)
 
 
@@ -260,7 +266,6 @@ def _describe(
     if resumed is None:
         run.config.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
         run.write_json(run.environment, environment(origin))
-    run.point_last()
     metadata = datamodule.metadata
     parameters = sum(parameter.numel() for parameter in segmenter.parameters())
     log.info(

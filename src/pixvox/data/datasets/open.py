@@ -86,6 +86,10 @@ def open_dataset(
     if common["spacing"] is not None and len(common["spacing"]) != dims:
         raise DataError(f"{root}: spacing {list(common['spacing'])} needs {dims} values, in array order")
     dataset: Dataset
+    if layout.kind == "coco" and task not in (None, "instance"):
+        raise DataError(
+            f"{root}: task={task}, but COCO files hold instances; leave task out, and choose an instance head"
+        )
     if layout.kind == "coco" and chosen.annotations is not None:
         dataset = CocoDataset(chosen.images, chosen.annotations, on_invalid=on_invalid, **common)
     elif layout.kind == "coco":
