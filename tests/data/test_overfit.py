@@ -40,7 +40,8 @@ HEADS = {
     "maskrcnn": ["head=maskrcnn", "neck.out_channels=48", "neck.extra_level=false", "head.box_features=128",
                  "head.anchor_sizes=[[32],[42],[54]]", "head.mask_channels=48", "head.mask_convs=4",
                  "head.num_proposals=[100,50]", "head.num_candidates=[200,100]", "head.rpn_samples=64",
-                 "head.box_samples=64", "head.positive_fraction=0.5", "head.box_levels=2"],
+                 "head.box_samples=64", "head.positive_fraction=0.5", "head.box_levels=2",
+                 "head.positive_iou=0.7"],
     "fcn": ["head=fcn", "data.train.task=semantic"],
 }  # fmt: skip
 
@@ -49,9 +50,10 @@ SCORES = {"maskrcnn": "mean_matched_IoU", "fcn": "mIoU"}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_one_image_is_learned_by_heart_in_a_hundred_steps(head, tmp_path):
-    run = train([*TWO, *HEADS[head]], runs_dir=str(tmp_path))
+def test_one_image_is_learned_by_heart_in_a_hundred_steps(head, seed, tmp_path):
+    run = train([*TWO, *HEADS[head], f"seed={seed}", f"data.train.seed={seed}"], runs_dir=str(tmp_path))
     assert run.summary["steps"] == 100
     assert run.summary["last"].get("F1_50", 1.0) == 1.0  # every object is found, and nothing else
     assert run.summary["last"][SCORES[head]] >= 0.95
