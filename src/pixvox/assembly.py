@@ -250,9 +250,9 @@ def build_callbacks(config: DictConfig, run: RunFolder, monitor: str | None, mod
         FinalValidation(),
         Summary(run, monitor, mode),
         Pictures(run, monitor, mode),
-        TrainSamples(run.path),
+        timer,  # before what draws and prints at the end of a step
+        TrainSamples(run.path, timer=timer),
         *progress_callbacks(),
-        timer,
         *([Profiler(run, 10 if config.profile is True else config.profile, timer)] if config.profile else []),
         Tracking(run, resolved(config), resumed=config.resume is not None),
         *_own_callbacks(config),

@@ -35,6 +35,7 @@ class StepTimer(pl.Callback):
         self._step = dict.fromkeys(PARTS, 0.0)
         self._seen = 0
         self._elsewhere = False
+        self._said = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to wait for the first batch."""
@@ -84,15 +85,13 @@ class StepTimer(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say the shares."""
-        if trainer.is_global_zero and self.steps:
-            log.info("%s", self.line())
+        self._say(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Say the shares so far."""
-        if trainer.is_global_zero and self.steps:
-            log.info("%s", self.line())
+        self._say(trainer)
 
     def shares(self) -> dict[str, float]:
         """Return the share of each part in [0, 1]; nothing before a step was measured."""
@@ -116,6 +115,12 @@ class StepTimer(pl.Callback):
         }
         shares = ", ".join(f"{words[part]} {share:.1%}" for part, share in self.shares().items())
         return f"{sum(self.seconds.values()) / self.steps:.3g} s per step: {shares}"
+
+    def _say(self, trainer: pl.Trainer) -> None:
+        """Once: a signal may come after the end of the last step, too."""
+        if trainer.is_global_zero and self.steps and not self._said:
+            self._said = True
+            log.info("%s", self.line())
 
     def _until(self, part: str) -> None:
         now = self._now()

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from pixvox.callbacks.step_timer import StepTimer
 from pixvox.structures import Batch, Segmentation
 
 log = logging.getLogger("pixvox")
@@ -19,15 +20,17 @@ class TrainSamples(pl.Callback):
     Args:
         folder: Where the picture goes: the run folder.
         max_images: Images in the picture.
+        timer: Told to leave the drawing out of the steps' time.
     """
 
-    def __init__(self, folder: Path, max_images: int = 8) -> None:
+    def __init__(self, folder: Path, max_images: int = 8, timer: StepTimer | None = None) -> None:
+        self.timer = timer
         self.path = folder / "train_samples.png"
         self.max_images = max_images
         self._samples: list[Segmentation] = []
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep images until there are enough, then draw them."""
         if (
@@ -49,6 +52,8 @@ class TrainSamples(pl.Callback):
             self._draw()
 
     def _draw(self) -> None:
+        if self.timer is not None:
+            self.timer.leave_out()
         from pixvox.visualization.samples import draw_samples
 
         try:

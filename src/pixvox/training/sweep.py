@@ -241,10 +241,16 @@ def run_sweep(
         if code == 0:
             outcome.finished.append(cell.name)
         else:
+            if code in (
+                130,
+                143,
+                -signal.SIGINT,
+                -signal.SIGTERM,
+            ):  # the user ends the sweep, not one training
+                log.warning("the sweep was stopped in %s; the same command goes on with it", cell.name)
+                raise SystemExit(code if code > 0 else 128 - code)
             outcome.failed[cell.name] = code
             log.warning("%s failed with exit code %d; the sweep goes on", cell.name, code)
-        if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):  # the user ends the sweep, not one training
-            raise SystemExit(abs(code) if code > 0 else 128 - code)
     return outcome
 
 
