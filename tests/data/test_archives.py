@@ -86,9 +86,7 @@ def test_a_file_in_the_place_of_a_folder_is_an_error_and_stays(tmp_path):
 
 
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
-@pytest.mark.parametrize(
-    "evil", ["../evil", "top/../../evil", "/tmp/pixvox_evil", "C:/evil", "top\\..\\..\\evil", ".."]
-)
+@pytest.mark.parametrize("evil", ["../evil", "top/../../evil", "/evil", "C:/evil", "top\\..\\..\\evil", ".."])
 def test_entries_that_lead_out_are_refused_before_anything_is_written(tmp_path, writer, evil):
     archive = writer(tmp_path / "a.bin", {**GOOD, evil: b"evil"})
     with pytest.raises(DataError, match="leads out of the folder.*nothing was unpacked"):
