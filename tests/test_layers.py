@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pixvox.layers import ConvNormAct, SinePositionalEncoding, conv, lift_to_3d, norm, per_axis, resize
+from pixvox.layers import ConvNormAct, conv, lift_to_3d, norm, per_axis, resize
 
 
 @pytest.mark.parametrize("size", [(9, 14), (5, 9, 14)])
@@ -69,26 +69,3 @@ def test_lifted_network_on_equal_slices_equals_the_2d_network_on_each():
 def test_lifting_an_unknown_layer_is_refused():
     with pytest.raises(ValueError, match="AdaptiveAvgPool2d has no 3-D twin"):
         lift_to_3d(nn.Sequential(nn.AdaptiveAvgPool2d(1)))
-
-
-def test_sine_encoding_equals_the_worked_formula():
-    encoding = SinePositionalEncoding(2, 8)(torch.zeros(1, 1, 3, 5))
-    y = torch.tensor(2.0) / (3 + 1e-6) * 2 * torch.pi  # second row
-    x = torch.tensor(5.0) / (5 + 1e-6) * 2 * torch.pi  # last column
-    expected = torch.stack([y.sin(), y.cos(), (y / 100).sin(), (y / 100).cos()])
-    assert torch.allclose(encoding[0, :4, 1, 4], expected, atol=1e-5)
-    assert torch.allclose(encoding[0, 4:6, 1, 4], torch.stack([x.sin(), x.cos()]), atol=1e-5)
-
-
-def test_sine_encoding_of_a_volume_is_that_of_its_slices_plus_a_depth_term():
-    plane = SinePositionalEncoding(2, 8)(torch.zeros(1, 1, 3, 5))
-    volume = SinePositionalEncoding(3, 8)(torch.zeros(1, 1, 2, 3, 5))
-    depth_term = volume - plane[:, :, None]
-    assert torch.allclose(depth_term, depth_term[..., :1, :1].expand_as(depth_term), atol=1e-6)
-
-
-def test_sine_encoding_scales_to_the_valid_part():
-    x = torch.zeros(1, 1, 4, 6)
-    padded = SinePositionalEncoding(2, 8)(x, torch.tensor([[3, 5]]))
-    tight = SinePositionalEncoding(2, 8)(x[..., :3, :5])
-    assert torch.allclose(padded[..., :3, :5], tight)

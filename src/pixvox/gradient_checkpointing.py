@@ -19,7 +19,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 def recompute_blocks(model: Segmenter) -> list[nn.Module]:
-    """Let the ``blocks()`` of backbone and head keep their input alone while they learn.
+    """Let the ``blocks()`` of backbone, neck and head keep their input alone while they learn.
 
     "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016, https://arxiv.org/abs/1604.06174). The
     gradients are those of plain training: random numbers are drawn alike the second time, and statistics of batch
@@ -34,7 +34,7 @@ def recompute_blocks(model: Segmenter) -> list[nn.Module]:
     Raises:
         ConfigError: If the model has no blocks that tell themselves.
     """
-    blocks = [*model.backbone.blocks(), *model.head.blocks()]
+    blocks = [*model.backbone.blocks(), *model.neck.blocks(), *model.head.blocks()]
     if not blocks:
         raise ConfigError(
             f"gradient_checkpointing=true: neither {type(model.backbone).__name__} nor {type(model.head).__name__} "

@@ -105,7 +105,7 @@ class Segmenter(nn.Module):
         if valid_sizes is None:
             valid_sizes = torch.tensor([images.shape[2:]] * images.shape[0], device=images.device)
         padded = _pad_to_multiple(images, self.size_divisor)
-        levels = self.neck(self.backbone(padded))
+        levels = self.neck(self.backbone(padded), valid_sizes)
         return Features(tuple(levels), self.neck.strides, padded, tuple(images.shape[2:]), valid_sizes)
 
     def loss(

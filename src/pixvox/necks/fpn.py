@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from pixvox.data.suggestions import FPN_PAPER, Suggestion
@@ -75,7 +76,9 @@ class FPN(Neck):
             )
         ]
 
-    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self, levels: Sequence[Tensor], valid_sizes: Int[Tensor, "batch dims"] | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the pyramid, finest first."""
         merged: list[Tensor] = []
         for level, lateral in zip(reversed(levels), reversed(self.lateral), strict=True):

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Int
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -39,9 +40,21 @@ class Neck(nn.Module, ABC):
         """
         return []
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts that gradient checkpointing computes twice."""
+        return []
+
     @abstractmethod
-    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the combined levels, finest first."""
+    def forward(
+        self, levels: Sequence[Tensor], valid_sizes: Int[Tensor, "batch dims"] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the combined levels, finest first.
+
+        Args:
+            levels: The backbone's levels, finest first.
+            valid_sizes: The part of each image that is not padding, in input pixels and array order; None is
+                all. Necks that look far must not look at padding.
+        """
 
 
 class NoNeck(Neck):
@@ -55,6 +68,8 @@ class NoNeck(Neck):
     def __init__(self, in_channels: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
         super().__init__(in_channels, strides)
 
-    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self, levels: Sequence[Tensor], valid_sizes: Int[Tensor, "batch dims"] | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the levels."""
         return tuple(levels)

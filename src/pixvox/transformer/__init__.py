@@ -1,0 +1,1 @@
+"""Transformer pieces that necks and heads share."""
