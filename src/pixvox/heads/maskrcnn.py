@@ -228,8 +228,9 @@ class MaskRCNN(Head):
         """Return raw outputs.
 
         With targets: scores, shifts and masks of the regions sampled for the loss. In eval mode or without
-        targets: the detections, padded to the most of the batch: ``boxes`` (normalised), ``class_logits``
-        (background last), ``labels``, ``scores``, ``roi_mask_logits`` and their validity mask ``valid``.
+        targets: the detections, padded to the most of the batch: ``boxes`` (relative to the valid part of each
+        image), ``class_logits`` (background last), ``labels``, ``scores``, ``roi_mask_logits`` and their
+        validity mask ``valid``.
         """
         instances = _instances(targets)
         generators = features.generators()
@@ -265,7 +266,7 @@ class MaskRCNN(Head):
         results = []
         for i, geometry in enumerate(geometries):
             valid = outputs["valid"][i]
-            sides = outputs["boxes"].new_tensor(geometry.input_size[::-1] * 2)
+            sides = outputs["boxes"].new_tensor(geometry.valid_size[::-1] * 2)
             boxes = box_convert(outputs["boxes"][i, valid], "cxcywh", "xyxy") * sides
             boxes = geometry.boxes_to_original(boxes)
             shapes = outputs["roi_mask_logits"][i, valid].float().sigmoid()
@@ -362,10 +363,13 @@ class MaskRCNN(Head):
         mask_logits = self.mask_branch(self._regions(features, boxes, self.mask_size))
         labels = torch.cat([part["labels"] for part in found])
         mask_logits = mask_logits[torch.arange(len(labels), device=labels.device), labels]
-        for part, logits in zip(found, mask_logits.split([len(b) for b in boxes]), strict=True):
+        parts = zip(
+            found, mask_logits.split([len(b) for b in boxes]), features.valid_sizes.tolist(), strict=True
+        )
+        for part, logits, size in parts:
             part["roi_mask_logits"] = logits
             part["valid"] = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-            sides = part["boxes"].new_tensor(features.input_size[::-1] * 2)
+            sides = part["boxes"].new_tensor(size[::-1] * 2)
             part["boxes"] = box_convert(part["boxes"], "xyxy", "cxcywh") / sides
         return {name: nn.utils.rnn.pad_sequence([part[name] for part in found], True) for name in found[0]}
 
