@@ -35,9 +35,9 @@ class Proposals:
 class ProposalBranch(nn.Module):
     """Projects the tokens, scores them, and gives the boxes of the best.
 
-    Appendix A.4 of "Deformable DETR" (Zhu et al., 2020, https://arxiv.org/abs/2010.04159). Who scores and who moves boxes
-    is handed to ``forward``, for heads share these with their decoder or not. Padding, and tokens whose centre lies
-    within 1 % of the border, come last.
+    Appendix A.4 of "Deformable DETR" (Zhu et al., 2020, https://arxiv.org/abs/2010.04159). Who scores and who moves
+    boxes is handed to ``forward``, for heads share these with their decoder or not. Padding, and tokens whose centre
+    lies within 1 % of the border, come last.
 
     Args:
         channels: Channels of the tokens.
