@@ -83,6 +83,12 @@ def conv(
     )
 
 
+def patch_conv(spatial_dims: int, in_channels: int, out_channels: int, patch_size: PerAxis) -> nn.Module:
+    """Return a convolution that turns each patch into one pixel: its stride is its kernel, nothing is padded."""
+    sides = per_axis(patch_size, check_spatial_dims(spatial_dims), "patch_size")
+    return _CONV[spatial_dims](in_channels, out_channels, sides, stride=sides)  # type: ignore[arg-type]
+
+
 def conv_transpose(
     spatial_dims: int, in_channels: int, out_channels: int, kernel_size: PerAxis = 2, stride: PerAxis = 2
 ) -> nn.Module:
