@@ -235,3 +235,20 @@ class Masks:
         return mask_ops.crop_and_resize(
             self.data, self.starts, self.origins, self.shapes, self.size, boxes, output_size, sampling_ratio
         )
+
+    def at(self, places: Float[Tensor, "points dims"]) -> Float[Tensor, "n points"]:
+        """Interpolate every mask at places in pixels (array order, the first pixel's centre at 0.5)."""
+        return mask_ops.sample_crops(self.data, self.starts, self.origins, self.shapes, places)
+
+    def pool(
+        self, grid: Sequence[int], size: Sequence[int], valid_size: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "n *grid"], Float[Tensor, "*grid"]]:
+        """Return the share of each cell that each mask fills, and the valid share of each cell.
+
+        Args:
+            grid: Lengths of a grid of cells.
+            size: Canvas that the grid covers; it may be larger than the masks' own.
+            valid_size: Part of the canvas that counts, by default the masks' own; shares are of this part.
+        """
+        valid_size = self.size if valid_size is None else valid_size
+        return mask_ops.pool_crops(list(self), self.origins, grid, size, valid_size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -29,6 +30,8 @@ __all__ = [
     "mask_to_polygons",
     "paste_crops",
     "polygons_to_rle",
+    "pool_crops",
+    "sample_crops",
 ]
 
 
@@ -194,6 +197,97 @@ def crop_and_resize(
             crop = data[start : start + length].view(shape).to(output.dtype)
             output[i] = _separable(crop, [matrix[i] for matrix in matrices])
     return output
+
+
+def sample_crops(
+    data: Shaped[Tensor, " elements"],
+    starts: Int[Tensor, " n"],
+    origins: Int[Tensor, "n dims"],
+    shapes: Int[Tensor, "n dims"],
+    places: Float[Tensor, "points dims"],
+) -> Float[Tensor, "n points"]:
+    """Interpolate every crop at the same places; outside of it a mask is 0.
+
+    Equal to ``grid_sample`` (bilinear, zeros, not aligned) on full canvases, but only the pairs of a mask and a place
+    within reach of its crop are looked at.
+
+    Args:
+        data: All crops, row-major, one after the other.
+        starts: Index in ``data`` of the first element of each crop.
+        origins: First corner of each crop in array order.
+        shapes: Lengths of each crop in array order.
+        places: In pixels, array order; the centre of the first pixel is at 0.5.
+    """
+    output = torch.zeros((len(origins), len(places)), device=places.device)
+    if data.numel() == 0 or len(places) == 0:
+        return output
+    near = torch.ones((len(origins), len(places)), dtype=torch.bool, device=places.device)
+    for axis in range(places.shape[1]):
+        place = places[None, :, axis] - 0.5 - origins[:, None, axis]
+        near &= (place > -1) & (place < shapes[:, None, axis])
+    mask, point = near.nonzero(as_tuple=True)
+    local = places[point] - 0.5 - origins[mask]
+    value, first, lengths = torch.zeros(len(mask), device=places.device), starts[mask], shapes[mask]
+    low = local.floor().long()
+    for corner in range(2 ** places.shape[1]):
+        index, weight = torch.zeros_like(first), torch.ones_like(value)
+        for axis in range(places.shape[1]):
+            step = corner >> axis & 1
+            cell = low[:, axis] + step
+            reach = 1 - (local[:, axis] - cell).abs()
+            weight = weight * reach * ((cell >= 0) & (cell < lengths[:, axis]))
+            index = index * lengths[:, axis] + cell.clamp(min=0).minimum(lengths[:, axis] - 1)
+        value += weight * data[first + index]
+    output[mask, point] = value
+    return output
+
+
+def pool_crops(
+    crops: Sequence[Tensor],
+    origins: Int[Tensor, "n dims"],
+    grid: Sequence[int],
+    size: Sequence[int],
+    valid_size: Sequence[int],
+) -> tuple[Float[Tensor, "n *grid"], Float[Tensor, "*grid"]]:
+    """Return the share of each cell that each mask fills, and the valid share of each cell.
+
+    Args:
+        crops: Masks within their crops.
+        origins: First corner of each crop in array order.
+        grid: Lengths of a grid of cells.
+        size: Canvas that the grid covers, in array order.
+        valid_size: Part of the canvas that counts; what a mask fills is a share of the valid part of a cell.
+    """
+    device = origins.device
+    axes = [
+        _cell_shares(cells, length, valid, device)
+        for cells, length, valid in zip(grid, size, valid_size, strict=True)
+    ]
+    valid_shares = [axis.sum(dim=1) for axis in axes]
+    valid = valid_shares[0]
+    for more in valid_shares[1:]:
+        valid = valid[..., None] * more
+    axes = [axis / share.clamp(min=1e-12)[:, None] for axis, share in zip(axes, valid_shares, strict=True)]
+    output = torch.zeros((len(crops), *grid), device=device)
+    for i, (crop, origin) in enumerate(zip(crops, origins.tolist(), strict=True)):
+        if crop.numel():
+            region, matrices = [], []
+            for axis, first, length, extent, cells in zip(axes, origin, crop.shape, size, grid, strict=True):
+                low, high = first * cells // extent, -(-(first + length) * cells // extent)
+                columns = axis[low:high, first : first + length]
+                matrices.append(F.pad(columns, (0, length - columns.shape[1])))
+                region.append(slice(low, high))
+            output[i][tuple(region)] = _separable(crop.to(output.dtype), matrices)
+    return output, valid
+
+
+def _cell_shares(cells: int, length: int, valid: int, device: torch.device) -> Float[Tensor, "cells valid"]:
+    """Return the share of each cell of one axis that each of its valid pixels is."""
+    cell = length / cells
+    low = torch.arange(cells, device=device, dtype=torch.float64)[:, None] * cell
+    pixel = torch.arange(valid, device=device, dtype=torch.float64)
+    shared = torch.minimum(low + cell, pixel + 1) - torch.maximum(low, pixel)
+    return (shared.clamp(min=0) / cell).float()
 
 
 def _region(low: Sequence[int], high: Sequence[int]) -> tuple[slice, ...]:

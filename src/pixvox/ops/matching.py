@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixvox.errors import TrainingError
+from pixvox.ops.boxes import box_convert, generalized_box_iou
 
 BELOW_LOW = -1
 """Match of a prediction that is background."""
@@ -134,6 +139,177 @@ def hungarian(cost: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " pairs"
             f"infinite matching costs leave no assignment of {tuple(cost.shape)} pairs"
         ) from error
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
+
+
+@dataclass
+class Candidates:
+    """What matching compares: the queries of one image, or its objects.
+
+    Args:
+        classes: Logits of queries ``(queries, logits)``, labels of objects ``(objects,)``.
+        boxes: Normalised ``[cx, cy, (cz,) w, h, (d)]``; None where there are none.
+        masks: Logits of queries, or truth in [0, 1] of objects, at the same points; None where there are none.
+    """
+
+    classes: Tensor
+    boxes: Float[Tensor, "n sides"] | None = None
+    masks: Float[Tensor, "n points"] | None = None
+
+
+class HungarianMatcher:
+    """Match the queries of one image to its objects, one to one, at the least total cost.
+
+    "End-to-End Object Detection with Transformers" (Carion et al., 2020, https://arxiv.org/abs/2005.12872). Images
+    are matched one by one, so that no query is ever compared with the objects of another image. All costs are
+    float32, also under autocast.
+
+    Args:
+        class_cost: Cost of logits ``(queries, logits)`` against labels ``(objects,)``.
+        costs: Weight of each of the costs ``class``, ``box`` (L1), ``giou``, ``mask`` (binary cross entropy, or focal)
+            and ``dice``; 0 or absent is not used.
+        mask_focal: Take the focal loss (alpha 0.25, gamma 2) for ``mask``.
+
+    Raises:
+        ValueError: If a cost is unknown, or none is used.
+
+    Example:
+        >>> matcher = HungarianMatcher(lambda logits, labels: -logits.softmax(1)[:, labels], {"class": 1.0})
+        >>> queries = Candidates(torch.tensor([[0.0, 5.0], [5.0, 0.0], [1.0, 1.0]]))
+        >>> rows, columns = matcher(queries, Candidates(torch.tensor([0, 1])))
+        >>> rows.tolist(), columns.tolist()
+        ([0, 1], [1, 0])
+    """
+
+    names = ("class", "box", "giou", "mask", "dice")
+
+    def __init__(
+        self,
+        class_cost: Callable[[Tensor, Tensor], Tensor],
+        costs: Mapping[str, float],
+        mask_focal: bool = False,
+    ) -> None:
+        unknown = [name for name in costs if name not in self.names]
+        if unknown:
+            raise ValueError(f"unknown matching costs {unknown}; there are {list(self.names)}")
+        self.costs = {name: float(weight) for name, weight in costs.items() if weight}
+        if not self.costs:
+            raise ValueError(f"matching needs at least one cost that is not 0 of {list(self.names)}")
+        self.class_cost = class_cost
+        self.mask_focal = mask_focal
+
+    @property
+    def needs_masks(self) -> bool:
+        """True when masks are compared."""
+        return "mask" in self.costs or "dice" in self.costs
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        queries: Candidates,
+        objects: Candidates,
+        weight: Float[Tensor, " points"] | None = None,
+        groups: int = 1,
+        where: str = "this image",
+    ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+        """Return the matched queries and the object of each.
+
+        Args:
+            queries: All queries, group by group.
+            objects: The objects; possibly none, possibly more than queries.
+            weight: Weight of each point of the masks, by default 1.
+            groups: Parts of the queries that are matched each on its own, to all objects.
+            where: Name of the image for the error.
+
+        Raises:
+            TrainingError: If a cost is NaN.
+        """
+        device = queries.classes.device
+        with torch.autocast(device.type, enabled=False):
+            cost = self.cost(queries, objects, weight)
+        _refuse_nan(cost, where)
+        limit = torch.finfo(cost.dtype).max
+        parts = cost.clamp(-limit, limit).cpu().chunk(groups)
+        pairs = [hungarian(part) for part in parts]
+        size = len(cost) // groups
+        rows = torch.cat([row + i * size for i, (row, _) in enumerate(pairs)])
+        columns = torch.cat([column for _, column in pairs])
+        return rows.to(device), columns.to(device)
+
+    def cost(
+        self, queries: Candidates, objects: Candidates, weight: Tensor | None = None
+    ) -> Float[Tensor, "queries objects"]:
+        """Return the weighted sum of the costs of each pair."""
+        total = queries.classes.new_zeros((len(queries.classes), len(objects.classes)), dtype=torch.float32)
+        if total.numel() == 0:
+            return total
+        if "class" in self.costs:
+            total += self.costs["class"] * self.class_cost(queries.classes, objects.classes)
+        if "box" in self.costs or "giou" in self.costs:
+            total += self._box_cost(queries.boxes, objects.boxes)
+        if self.needs_masks:
+            total += self._mask_cost(queries.masks, objects.masks, weight)
+        return total
+
+    def _box_cost(self, predicted: Tensor | None, true: Tensor | None) -> Tensor:
+        if predicted is None or true is None:
+            raise ValueError(
+                "the costs 'box' and 'giou' need boxes, but this head predicts none; set them to 0"
+            )
+        predicted, true = predicted.float(), true.float()
+        distance = torch.cdist(predicted, true, p=1)
+        overlap = generalized_box_iou(
+            box_convert(predicted, "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")
+        )
+        return self.costs.get("box", 0.0) * distance - self.costs.get("giou", 0.0) * overlap
+
+    def _mask_cost(self, logits: Tensor | None, true: Tensor | None, weight: Tensor | None) -> Tensor:
+        if logits is None or true is None:
+            raise ValueError("the costs 'mask' and 'dice' need masks, but there are none; set them to 0")
+        return self.costs.get("mask", 0.0) * pairwise_mask_cost(
+            logits, true, weight, self.mask_focal
+        ) + self.costs.get("dice", 0.0) * pairwise_dice_cost(logits, true, weight)
+
+
+def pairwise_mask_cost(
+    logits: Float[Tensor, "queries points"],
+    true: Float[Tensor, "objects points"],
+    weight: Float[Tensor, " points"] | None = None,
+    focal: bool = False,
+) -> Float[Tensor, "queries objects"]:
+    """Return the mean binary cross entropy, or focal loss, over the points of each query with each object."""
+    logits, true = logits.float(), true.float()
+    if focal:
+        confidence = logits.sigmoid()
+        positive = 0.25 * (1 - confidence).square() * F.softplus(-logits)
+        negative = 0.75 * confidence.square() * F.softplus(logits)
+        difference = negative - positive
+    else:  # the loss of a negative is that of a positive plus the logit: one product serves both
+        negative, difference = F.softplus(logits), logits
+    count: Tensor | int = logits.shape[1]
+    if weight is not None:
+        negative, difference, count = negative * weight, difference * weight, weight.sum().clamp(min=1e-6)
+    return (negative.sum(dim=1, keepdim=True) - difference @ true.T) / count
+
+
+def pairwise_dice_cost(
+    logits: Float[Tensor, "queries points"],
+    true: Float[Tensor, "objects points"],
+    weight: Float[Tensor, " points"] | None = None,
+) -> Float[Tensor, "queries objects"]:
+    """Return one minus the soft Dice coefficient, smoothed by 1, of each query with each object."""
+    confidence, true = logits.float().sigmoid(), true.float()
+    if weight is not None:
+        confidence = confidence * weight
+    area = true.sum(dim=1) if weight is None else (true * weight).sum(dim=1)
+    return 1 - (2 * confidence @ true.T + 1) / (confidence.sum(dim=1)[:, None] + area + 1)
+
+
+def _refuse_nan(cost: Tensor, where: str) -> None:
+    if bool(cost.isnan().any()):
+        raise TrainingError(
+            f"{int(cost.isnan().sum())} of {cost.numel()} matching costs of {where} are NaN: predictions or targets "
+            "hold NaN or infinite values; look at the last loss, the learning rate, and the boxes"
+        )
 
 
 def _permutation(items: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,0 +1,201 @@
+"""What all heads with queries share: raw outputs, the loss, and the way from queries to instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pixvox.heads.head import Head, Outputs
+from pixvox.heads.query_crops import MapFrame, masks_from_maps
+from pixvox.heads.query_predictions import DenoisingPredictions, QueryMasks, QueryPrediction
+from pixvox.losses.query_classification import QueryClassification
+from pixvox.losses.set_prediction import SetCriterion
+from pixvox.ops.boxes import box_convert
+from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+    from pixvox.data.suggestions import Suggestion
+
+__all__ = ["DenoisingPredictions", "QueryHead", "QueryMasks", "QueryPrediction"]
+
+
+class QueryHead(Head):
+    """A head whose queries are matched one to one to the objects; a head's own file holds only ``forward``.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes.
+        num_classes: Classes of the data.
+        classification: How queries are classified.
+        costs: Weights of the matching costs ``class box giou mask dice``; 0 or absent is not used.
+        weights: Weights of the losses of the same names.
+        num_points: Points per mask in matching and loss; None takes every cell of the mask grid.
+        oversample_ratio: Candidates per point, from which uncertain ones are chosen.
+        importance_ratio: Part of the points that are chosen for being uncertain.
+        mask_loss: ``"bce"`` or ``"focal"``.
+        class_agnostic_proposals: Teach the encoder's proposals as if there were one class.
+        groups: Groups of queries in training, each matched on its own; one answers afterwards.
+        score_threshold: Instances below are not given out.
+        pseudo_label_threshold: Instances above teach a student.
+        detections_per_image: Most instances of one image; None is as many as queries.
+        mask_score: Multiply scores by the mean probability inside the mask.
+        mask_nms_threshold: IoU of masks of one class above which the one of lower score goes; None keeps all.
+    """
+
+    task: ClassVar[str] = "instance"
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        num_classes: int,
+        classification: QueryClassification,
+        costs: Mapping[str, float],
+        weights: Mapping[str, float],
+        num_points: int | None = 12544,
+        oversample_ratio: float = 3.0,
+        importance_ratio: float = 0.75,
+        mask_loss: Literal["bce", "focal"] = "bce",
+        class_agnostic_proposals: bool = False,
+        groups: int = 1,
+        score_threshold: float = 0.0,
+        pseudo_label_threshold: float = 0.7,
+        detections_per_image: int | None = None,
+        mask_score: bool = False,
+        mask_nms_threshold: float | None = None,
+    ) -> None:
+        super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold)
+        self.classification = classification
+        self.criterion = SetCriterion(
+            classification, costs, weights, num_points, oversample_ratio, importance_ratio, mask_loss,
+            class_agnostic_proposals,
+        )  # fmt: skip
+        self.groups = groups
+        self.detections_per_image = detections_per_image
+        self.mask_score = mask_score
+        self.mask_nms_threshold = mask_nms_threshold
+
+    @classmethod
+    def suggest(
+        cls,
+        facts: Fingerprint,
+        options: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        patch: Sequence[int],
+    ) -> list[Suggestion]:
+        """Return the number of queries by the most crowded images."""
+        from pixvox.data.suggestions import DETR, Suggestion, query_count
+
+        if not len(facts.objects_per_image):
+            return []
+        crowd = facts.count(99.9)
+        return [
+            Suggestion(
+                "head.num_queries", query_count(crowd),
+                f"an image holds up to {crowd:.0f} objects (99.9th percentile)",
+                "a query answers for one object: half as many again, at least 100, a multiple of 50", DETR,
+            )
+        ]  # fmt: skip
+
+    def outputs(
+        self,
+        features: Features,
+        predictions: Sequence[QueryPrediction],
+        proposals: QueryPrediction | None = None,
+        denoising: DenoisingPredictions | None = None,
+        targets: Targets | None = None,
+    ) -> Outputs:
+        """Return the raw outputs, with which every ``forward`` ends.
+
+        Unless the head trains with targets they hold the public tensors of the last layer: ``class_logits``, ``boxes``
+        (relative to the padded input) and ``mask_logits``.
+
+        Args:
+            features: What the head was given.
+            predictions: One set per decoder layer, in order; the last one answers.
+            proposals: Of the encoder, for heads with two stages.
+            denoising: Of the denoising queries, in training.
+            targets: What ``forward`` was given.
+        """
+        last = predictions[-1]
+        found: Outputs = {
+            "prediction": last,
+            "auxiliary": list(predictions[:-1]),
+            "proposals": proposals,
+            "denoising": denoising,
+            "groups": self.groups if self.training else 1,
+            "generators": features.generators(),
+            "valid_sizes": features.valid_sizes,
+            "input_size": features.input_size,
+            "padded_size": features.padded_size,
+        }
+        if self.training and targets is not None:
+            return found
+        found["class_logits"] = last.class_logits
+        if last.boxes is not None:
+            valid = features.valid_sizes.flip(1).to(last.boxes)
+            share = valid / valid.new_tensor(features.input_size[::-1])
+            found["boxes"] = last.boxes * share.repeat(1, 2)[:, None]
+        if last.masks is not None:
+            found["mask_logits"] = last.masks.logits()
+        return found
+
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Return the terms of all layers, proposals and denoising queries."""
+        return self.criterion(outputs, _instances(targets, type(self).__name__))
+
+    @torch.no_grad()
+    def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
+        """Return the best (query, class) pairs as instances with cropped masks, in each original frame."""
+        return [self._segmentation(outputs, i, geometry) for i, geometry in enumerate(geometries)]
+
+    def _segmentation(self, outputs: Outputs, image: int, geometry: Geometry) -> Segmentation:
+        prediction: QueryPrediction = outputs["prediction"]
+        scores = self.classification.scores(prediction.class_logits[image])
+        queries, labels, scores = self._best(scores)
+        masks: Masks | None = None
+        if prediction.masks is not None:
+            frame = MapFrame(prediction.masks.grid, outputs["padded_size"], geometry)
+            unique, place = queries.unique(return_inverse=True)
+            found, certainty = masks_from_maps(prediction.masks, image, unique, frame)
+            masks = found[place]
+            if self.mask_score:
+                scores = scores * certainty[place]
+        if prediction.boxes is not None:
+            sides = prediction.boxes.new_tensor(geometry.original_size[::-1] * 2).float()
+            boxes = box_convert(prediction.boxes[image, queries].float(), "cxcywh", "xyxy") * sides
+            boxes = torch.minimum(boxes.clamp(min=0), sides)
+        else:
+            boxes = masks.boxes()  # type: ignore[union-attr]
+        kept = scores > self.score_threshold
+        if masks is not None:
+            kept &= masks.areas() > 0
+        order = scores.argsort(descending=True, stable=True)
+        order = order[kept[order]]
+        instances = Instances(
+            boxes=boxes[order],
+            labels=labels[order],
+            masks=None if masks is None else masks[order],
+            scores=scores[order],
+            size=geometry.original_size,
+        )
+        return Segmentation(instances=instances, geometry=geometry)
+
+    def _best(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the queries, labels and scores of the best pairs."""
+        most = min(self.detections_per_image or scores.shape[0], scores.numel())
+        best, place = scores.flatten().topk(most)
+        chosen = best > self.score_threshold
+        place = place[chosen]
+        return place // scores.shape[1], place % scores.shape[1], best[chosen]
+
+
+def _instances(targets: Targets, name: str) -> Sequence[Instances]:
+    if isinstance(targets, Tensor):
+        raise ValueError(
+            f"{name} learns from instances, but was given label maps of classes; "
+            "use a semantic head such as head=fcn, or a dataset with task: instance"
+        )
+    return targets

@@ -1,0 +1,271 @@
+"""The loss of a set of queries: match them to the objects of their image, then compare class, box and mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixvox.distributed.world import world_mean
+from pixvox.heads.query_predictions import DenoisingPredictions, QueryPrediction
+from pixvox.losses.mask_points import MaskPoints, PixelsAtPoints, PointDraw
+from pixvox.losses.query_classification import NO_OBJECT, QueryClassification
+from pixvox.losses.query_masks import mask_losses
+from pixvox.ops.boxes import box_convert, box_iou, box_volume, generalized_box_iou
+from pixvox.ops.matching import Candidates, HungarianMatcher
+from pixvox.structures import Instances
+
+Pairs = tuple[Tensor, Tensor]
+"""Matched queries of one image, and the object of each."""
+
+
+@dataclass
+class SetTargets:
+    """The truth of one image as matching and losses need it; ``boxes`` are normalised by the valid size."""
+
+    labels: Tensor
+    boxes: Tensor
+    ignored_boxes: Tensor
+    points: MaskPoints | None = None
+
+    @classmethod
+    def of(cls, instances: Instances, valid_size: Tensor, points: MaskPoints | None = None) -> SetTargets:
+        """Leave out what is ignored, and normalise the boxes."""
+        sides = valid_size.flip(0).repeat(2).to(instances.boxes)
+        boxes = instances.boxes / sides
+        kept = ~instances.ignore
+        return cls(instances.labels[kept], box_convert(boxes[kept], "xyxy", "cxcywh"), boxes[~kept], points)
+
+
+class SetCriterion:
+    """Compare predictions with objects, layer by layer, after matching each layer on its own.
+
+    "End-to-End Object Detection with Transformers" (Carion et al., 2020, https://arxiv.org/abs/2005.12872); masks at
+    points as in "Masked-attention Mask Transformer" (Cheng et al., 2022, https://arxiv.org/abs/2112.01527); groups as
+    in "Group DETR" (Chen et al., 2023, https://arxiv.org/abs/2207.13085).
+
+    Points are drawn once per image and step, from the image's own generator, and serve all layers. Ignored instances
+    are no targets: queries that lie mostly on them do not learn that nothing is there, and their pixels carry no mask
+    loss. Sums are divided by the number of objects, a mean over all processes.
+
+    Args:
+        classification: Class logits, their cost and their loss.
+        costs: Weights of the matching costs ``class box giou mask dice``.
+        weights: Weights of the losses of the same names; 0 or absent is not computed.
+        num_points: Points per mask; None takes every cell of the mask grid, with the truth pooled to it.
+        oversample_ratio: Candidates per point, from which the uncertain ones are chosen.
+        importance_ratio: Part of the points that are chosen for being uncertain.
+        mask_loss: ``"bce"`` or ``"focal"``, for matching and loss.
+        class_agnostic_proposals: Match and teach proposals as if there were one class.
+
+    Raises:
+        ValueError: If a name is unknown or a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        classification: QueryClassification,
+        costs: Mapping[str, float],
+        weights: Mapping[str, float],
+        num_points: int | None = 12544,
+        oversample_ratio: float = 3.0,
+        importance_ratio: float = 0.75,
+        mask_loss: Literal["bce", "focal"] = "bce",
+        class_agnostic_proposals: bool = False,
+    ) -> None:
+        unknown = [name for name in weights if name not in HungarianMatcher.names]
+        if unknown:
+            raise ValueError(f"unknown loss weights {unknown}; there are {list(HungarianMatcher.names)}")
+        if mask_loss not in ("bce", "focal"):
+            raise ValueError(f'mask_loss is "bce" or "focal", got {mask_loss!r}')
+        self.classification = classification
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.focal = mask_loss == "focal"
+        self.matcher = HungarianMatcher(classification.cost, costs, self.focal)
+        self.draw = PointDraw(num_points, oversample_ratio, importance_ratio)
+        self.class_agnostic_proposals = class_agnostic_proposals
+
+    @property
+    def needs_masks(self) -> bool:
+        """True when masks are matched or learned."""
+        return self.matcher.needs_masks or "mask" in self.weights or "dice" in self.weights
+
+    def __call__(self, outputs: Mapping[str, Any], targets: Sequence[Instances]) -> dict[str, Tensor]:
+        """Return the weighted terms to add up, by name.
+
+        ``class``, ``box``, ``giou``, ``mask`` and ``dice`` are of the last layer; ``auxiliary_*`` sum those of the
+        earlier layers, ``denoising_*`` those of all layers of the denoising queries, ``proposals_*`` are the
+        encoder's.
+
+        Args:
+            outputs: What ``QueryHead.outputs`` made.
+            targets: The instances of each image.
+        """
+        groups = outputs.get("groups", 1)
+        truths = self._truths(outputs, targets)
+        sampler = PixelsAtPoints([truth.points for truth in truths], outputs["padded_size"])
+        objects = torch.tensor(float(sum(len(truth.labels) for truth in truths)) * groups)
+        count = world_mean(objects).to(outputs["prediction"].class_logits.device)
+        terms = self._matched(outputs["prediction"], truths, sampler, count, groups)
+        for prediction in outputs["auxiliary"]:
+            _add(terms, "auxiliary_", self._matched(prediction, truths, sampler, count, groups))
+        if outputs.get("proposals") is not None:
+            truths_of_proposals = [self._for_proposals(truth) for truth in truths]
+            found = self._matched(outputs["proposals"], truths_of_proposals, sampler, count, groups)
+            _add(terms, "proposals_", found)
+        if outputs.get("denoising") is not None:
+            _add(terms, "denoising_", self._denoised(outputs["denoising"], truths, sampler))
+        return terms
+
+    def _truths(self, outputs: Mapping[str, Any], targets: Sequence[Instances]) -> list[SetTargets]:
+        valid_sizes = outputs["valid_sizes"]
+        if len(targets) != len(valid_sizes):
+            raise ValueError(
+                f"{len(targets)} targets for {len(valid_sizes)} images; give one Instances per image, "
+                "Instances.empty(size) where nothing is"
+            )
+        truths = []
+        for instances, valid_size, generator in zip(targets, valid_sizes, outputs["generators"], strict=True):
+            points = None
+            if self.needs_masks:
+                masks = outputs["prediction"].masks
+                if masks is None:
+                    raise ValueError(
+                        "mask costs or weights are set, but this head predicts no masks; set them to 0"
+                    )
+                points = self.draw(instances, valid_size, masks.grid, outputs["padded_size"], generator)
+            truths.append(SetTargets.of(instances, valid_size, points))
+        return truths
+
+    def _for_proposals(self, truth: SetTargets) -> SetTargets:
+        if not self.class_agnostic_proposals:
+            return truth
+        return SetTargets(torch.zeros_like(truth.labels), truth.boxes, truth.ignored_boxes, truth.points)
+
+    def _matched(
+        self,
+        prediction: QueryPrediction,
+        truths: Sequence[SetTargets],
+        sampler: PixelsAtPoints,
+        count: Tensor,
+        groups: int,
+    ) -> dict[str, Tensor]:
+        """Return the terms of one layer."""
+        pairs, learns = self.match(prediction, truths, sampler, groups)
+        return self._terms(prediction, truths, sampler, pairs, learns, count)
+
+    @torch.no_grad()
+    def match(
+        self,
+        prediction: QueryPrediction,
+        truths: Sequence[SetTargets],
+        sampler: PixelsAtPoints,
+        groups: int = 1,
+    ) -> tuple[list[Pairs], Tensor | None]:
+        """Return the pairs of each image, and which queries learn (None for all)."""
+        found: list[Pairs] = []
+        learns = torch.ones(
+            prediction.class_logits.shape[:2], dtype=torch.bool, device=count_device(prediction)
+        )
+        for i, truth in enumerate(truths):
+            masks = prediction.masks if self.matcher.needs_masks else None
+            points = truth.points
+            queries = Candidates(
+                prediction.class_logits[i],
+                None if prediction.boxes is None else prediction.boxes[i],
+                None if masks is None else sampler.matching_logits(masks, i),
+            )
+            objects = Candidates(truth.labels, truth.boxes, None if points is None else points.matching_truth)
+            weight = None if points is None else points.matching_weight
+            found.append(self.matcher(queries, objects, weight, groups, f"image {i} of the batch"))
+            covered = _on_ignored(queries, truth)
+            if covered is not None:
+                covered[found[-1][0]] = False
+                learns[i] = ~covered
+        return found, None if bool(learns.all()) else learns
+
+    def _terms(
+        self,
+        prediction: QueryPrediction,
+        truths: Sequence[SetTargets],
+        sampler: PixelsAtPoints,
+        pairs: Sequence[Pairs],
+        learns: Tensor | None,
+        count: Tensor,
+    ) -> dict[str, Tensor]:
+        """Compare matched queries with their objects."""
+        logits = prediction.class_logits
+        labels = torch.full(logits.shape[:2], NO_OBJECT, dtype=torch.int64, device=logits.device)
+        ious = torch.zeros(logits.shape[:2], device=logits.device) if prediction.boxes is not None else None
+        terms = dict.fromkeys(self.weights, logits.sum() * 0.0)
+        for i, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
+            labels[i, queries] = truth.labels[objects]
+            if prediction.boxes is not None:
+                distance, overlap, iou = _box_terms(prediction.boxes[i, queries], truth.boxes[objects])
+                ious[i, queries] = iou  # type: ignore[index]
+                for name, value in (("box", distance), ("giou", overlap)):
+                    if name in terms:
+                        terms[name] = terms[name] + value / count
+            if prediction.masks is not None and ("mask" in terms or "dice" in terms):
+                values = sampler.learning_logits(prediction.masks, i, queries, objects)
+                for name, value in zip(("mask", "dice"), mask_losses(*values, self.focal), strict=True):
+                    if name in terms:
+                        terms[name] = terms[name] + value / count
+        if "class" in terms:
+            terms["class"] = terms["class"] + self.classification.loss(logits, labels, count, learns, ious)
+        return {name: self.weights[name] * value for name, value in terms.items()}
+
+    def _denoised(
+        self, denoising: DenoisingPredictions, truths: Sequence[SetTargets], sampler: PixelsAtPoints
+    ) -> dict[str, Tensor]:
+        """Return the terms of queries that know their objects."""
+        from_object = denoising.objects >= 0
+        count = world_mean(from_object.sum()).to(denoising.objects.device)
+        pairs = [
+            (rows.nonzero()[:, 0], objects[rows])
+            for rows, objects in zip(from_object, denoising.objects, strict=True)
+        ]
+        terms: dict[str, Tensor] = {}
+        for prediction in denoising.predictions:
+            _add(terms, "", self._terms(prediction, truths, sampler, pairs, denoising.valid, count))
+        return terms
+
+
+def count_device(prediction: QueryPrediction) -> torch.device:
+    """Return the device of the predictions."""
+    return prediction.class_logits.device
+
+
+def _add(terms: dict[str, Tensor], prefix: str, more: Mapping[str, Tensor]) -> None:
+    for name, value in more.items():
+        terms[prefix + name] = terms[prefix + name] + value if prefix + name in terms else value
+
+
+def _box_terms(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return L1 distance and generalised IoU loss, summed, and the IoU of each pair, which has no gradient."""
+    predicted = predicted.float()
+    corners, true_corners = box_convert(predicted, "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")
+    distance = F.l1_loss(predicted, true, reduction="sum")
+    overlap = (1 - generalized_box_iou(corners, true_corners, paired=True)).sum()
+    return distance, overlap, box_iou(corners.detach(), true_corners, paired=True)
+
+
+def _on_ignored(queries: Candidates, truth: SetTargets) -> Tensor | None:
+    """Return which queries lie with more than half of their box, or else of their mask, on an ignored region."""
+    if len(truth.ignored_boxes) == 0:
+        return None
+    if queries.boxes is not None:
+        boxes = box_convert(queries.boxes.float(), "cxcywh", "xyxy")
+        half = boxes.shape[1] // 2
+        low = torch.maximum(boxes[:, None, :half], truth.ignored_boxes[None, :, :half])
+        high = torch.minimum(boxes[:, None, half:], truth.ignored_boxes[None, :, half:])
+        shared = (high - low).clamp(min=0).prod(dim=-1)
+        return shared.amax(dim=1) > 0.5 * box_volume(boxes)
+    if queries.masks is None or truth.points is None or truth.points.matching_weight is None:
+        return None
+    inside = (queries.masks > 0).float()
+    return inside @ (1 - truth.points.matching_weight) > 0.5 * inside.sum(dim=1).clamp(min=1)
