@@ -1,0 +1,51 @@
+"""The masked-attention decoder equals transformers'; in 3-D, one slice and permuted axes; padding changes nothing."""
+
+import pytest
+import torch
+
+from parity import assert_near, randomise
+from pixvox.transformer.masked_decoder import MaskedDecoder
+from pixvox.weights.mask2former import DECODER_TRANSFORMERS, convert_decoder
+
+
+def _reference(**options):
+    from transformers import Mask2FormerConfig, SwinConfig
+    from transformers.models.mask2former.modeling_mask2former import Mask2FormerTransformerModule
+
+    config = Mask2FormerConfig(
+        backbone_config=SwinConfig(embed_dim=6, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]), **options
+    )
+    return randomise(Mask2FormerTransformerModule(config.feature_size, config).eval())
+
+
+def _levels(channels, sizes, batch=2, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, channels, *size, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "heads", "layers", "queries", "project"),
+    [(16, 16, 4, 4, 7, False), (24, 16, 3, 2, 5, False), (16, 16, 2, 1, 6, True)],
+)
+def test_every_step_equals_transformers(channels, features, heads, layers, queries, project):
+    reference = _reference(
+        feature_size=features, hidden_dim=channels, mask_feature_size=12, num_attention_heads=heads,
+        decoder_layers=layers + 1, dim_feedforward=20, num_queries=queries, enforce_input_projection=project,
+    )  # fmt: skip
+    decoder = MaskedDecoder(
+        (features,) * 3, 2, 12, queries, channels, layers, heads, feedforward=20, project=project
+    ).eval()
+    state, unknown = convert_decoder(reference.state_dict(), DECODER_TRANSFORMERS)
+    assert unknown == []
+    decoder.load_state_dict(state)
+    levels = _levels(features, [(8, 12), (4, 6), (2, 3)])
+    pixels = _levels(12, [(16, 24)], seed=2)[0]
+    with torch.no_grad():
+        expected = reference(levels[::-1], pixels)
+        steps = decoder(levels, [(8, 8), (16, 16), (32, 32)], pixels)
+    assert len(steps) == len(expected.masks_queries_logits) == layers + 1
+    for (known, embeddings), masks, hidden in zip(
+        steps, expected.masks_queries_logits, expected.intermediate_hidden_states, strict=True
+    ):
+        assert_near(known, hidden.transpose(0, 1))
+        assert_near(torch.einsum("bqc,bchw->bqhw", embeddings, pixels), masks)
