@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pixvox.layers import conv, resize
 from pixvox.transformer.attention import Attention
 from pixvox.transformer.levels import Tokens
-from pixvox.transformer.perceptron import Perceptron
+from pixvox.transformer.mlp import MLP
 from pixvox.transformer.positions import SinePositionalEncoding
 
 
@@ -134,7 +134,7 @@ class MaskedDecoder(nn.Module):
             MaskedDecoderLayer(channels, num_heads, feedforward, dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(channels)
-        self.mask_embedding = Perceptron(channels, channels, mask_channels, 3)
+        self.mask_embedding = MLP(channels, channels, mask_channels, 3)
 
     def forward(
         self,
