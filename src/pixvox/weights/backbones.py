@@ -7,7 +7,7 @@ A function takes the weights of the backbone alone: strip the prefix that they h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,8 @@ from pixvox.errors import WeightsError
 
 if TYPE_CHECKING:
     from pixvox.backbones.swin import Swin
+
+_Renames = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 _BUFFERS = ("relative_position_index", "attn_mask", "num_batches_tracked")
 """Kept in some files, computed or meaningless here."""
@@ -35,6 +37,24 @@ _SWIN_TRANSFORMERS = [
     (r"^(?:swin\.)?encoder\.layers\.", "layers."),
 ]  # fmt: skip
 """transformers' names, those of its files and those of its modules."""
+
+_RESNET_TRANSFORMERS: _Renames = [
+    (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
+    (r"^(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    (r"\.layer\.(\d+)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.layer\.(\d+)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
+]  # fmt: skip
+_RESNET_DETECTRON2: _Renames = [
+    (r"^stem\.conv1\.norm\.", "bn1."),
+    (r"^stem\.conv1\.", "conv1."),
+    (r"^res(\d+)\.", lambda m: f"layer{int(m[1]) - 1}."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+]  # fmt: skip
 
 
 def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -136,3 +156,51 @@ def _lift_merge(value: Tensor, target: Tensor) -> Tensor:
     depth = target.shape[-1] // value.shape[-1]
     groups = value.reshape(*value.shape[:-1], 4, -1).repeat_interleave(depth, dim=-2).flatten(-2)
     return groups / depth if value.dim() == 2 else groups
+
+
+def resnet_from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of timm's or torchvision's ResNet; the classifier is left out."""
+    return _resnet(state, [], "timm's")
+
+
+def resnet_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of transformers' ``ResNetBackbone``.
+
+    Raises:
+        WeightsError: If a key is not known.
+    """
+    return _resnet(state, _RESNET_TRANSFORMERS, "transformers'")
+
+
+def resnet_from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of detectron2's ResNet (Mask2Former's and Mask DINO's ``backbone.*``).
+
+    Its frozen batch norms are batch norms of ``norm="frozen"``; its files of MSRA's weights want
+    ``stride_in_1x1=True`` too, those of Mask2Former and Mask DINO do not.
+
+    Raises:
+        WeightsError: If a key is not known.
+    """
+    return _resnet(state, _RESNET_DETECTRON2, "detectron2's")
+
+
+def _resnet(
+    state: Mapping[str, Tensor],
+    renames: _Renames,
+    whose: str,
+) -> dict[str, Tensor]:
+    converted = {}
+    for key, value in state.items():
+        if key.startswith("fc.") or key.endswith("num_batches_tracked"):
+            continue
+        name = key
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        if not re.match(r"^(conv1|bn1|layer\d+\.\d+\.(conv\d|bn\d|downsample\.[01]))\.\w+$", name):
+            raise WeightsError(f"{whose} key {key!r} has no counterpart in a ResNet backbone")
+        converted[f"network.{name}"] = value
+        if name.endswith(".running_var"):
+            # Not in every file, and without meaning where statistics are given: a fresh count fits.
+            count = f"network.{name.removesuffix('running_var')}num_batches_tracked"
+            converted[count] = torch.zeros((), dtype=torch.int64)
+    return converted
