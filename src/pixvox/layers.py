@@ -106,8 +106,8 @@ def norm(name: str, spatial_dims: int, channels: int) -> nn.Module:
     """Return a normalisation layer.
 
     Args:
-        name: ``"batch"``, ``"group"`` (up to 32 groups), ``"instance"``, ``"layer"`` (over channels) or
-            ``"none"``.
+        name: ``"batch"``, ``"group"`` (up to 32 groups), ``"instance"``, ``"layer"`` (over channels and space),
+            ``"channel"`` (over the channels of each pixel) or ``"none"``.
         spatial_dims: 2 or 3.
         channels: Channels of the input.
 
@@ -123,9 +123,21 @@ def norm(name: str, spatial_dims: int, channels: int) -> nn.Module:
         return _INSTANCE_NORM[spatial_dims](channels, affine=True)
     if name == "layer":
         return nn.GroupNorm(1, channels)
+    if name == "channel":
+        return ChannelNorm(channels)
     if name == "none":
         return nn.Identity()
-    raise ValueError(f"norm must be one of 'batch', 'group', 'instance', 'layer', 'none', got {name!r}")
+    raise ValueError(
+        f"norm must be one of 'batch', 'group', 'instance', 'layer', 'channel', 'none', got {name!r}"
+    )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each pixel or voxel of maps ``(batch, channels, *spatial)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised maps."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class ConvNormAct(nn.Sequential):

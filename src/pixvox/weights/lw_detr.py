@@ -7,6 +7,21 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from pixvox.weights.renaming import Rename, renamed
+
+_UNIT = {"conv": "0", "norm": "1"}
+
+SCALE: list[Rename] = [
+    (r"layer_norm\.(\w+)", r"norm.\1"),
+    (r"sampling_layers\.(\d+)\.layers\.(\d+)\.(conv|norm)\.(\w+)",
+     lambda m: f"resamplers.{m[1]}.{m[2]}.{_UNIT[m[3]]}.{m[4]}"),
+    (r"sampling_layers\.(\d+)\.layers\.(\d+)\.(\w+)", r"resamplers.\1.\2.\3"),
+    (r"projector_layer\.conv([12])\.(conv|norm)\.(\w+)",
+     lambda m: f"mix.{'split' if m[1] == '1' else 'join'}.{_UNIT[m[2]]}.{m[3]}"),
+    (r"projector_layer\.bottlenecks\.(\d+)\.conv([12])\.(conv|norm)\.(\w+)",
+     lambda m: f"mix.chain.{m[1]}.{int(m[2]) - 1}.{_UNIT[m[3]]}.{m[4]}"),
+]  # fmt: skip
+
 VIT_BLOCK = {
     "layernorm_before": "norm1", "layernorm_after": "norm2", "attention.q_proj": "query",
     "attention.k_proj": "key", "attention.v_proj": "value", "attention.o_proj": "output",
@@ -32,6 +47,19 @@ def convert_vit(state: Mapping[str, Tensor], out_blocks: Sequence[int]) -> dict[
         name = rename_block(key, VIT_BLOCK, out_blocks[-1])
         if name is not None:
             converted[name.replace("embeddings.projection", "embedding")] = value
+    return converted
+
+
+def convert_projector(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of ``LwDetrMultiScaleProjector`` with the names of ``MultiScaleProjector``.
+
+    RF-DETR's ``RfDetrScaleProjector``, which has one scale, is converted as well.
+    """
+    converted = {}
+    for key, value in state.items():
+        scale = re.fullmatch(r"scale_layers\.(\d+)\.(.*)", key)
+        number, name = (scale[1], scale[2]) if scale else ("0", key)
+        converted[f"scales.{number}.{renamed(name, SCALE) or name}"] = value
     return converted
 
 
