@@ -18,8 +18,10 @@ NO_OBJECT = -1
 _EPSILON = 1e-12
 
 
-class QueryClassification(ABC):
+class QueryClassification(nn.Module, ABC):
     """What a head with queries needs to know of its classes; all of it is computed in float32.
+
+    A module without weights, as configurations in checkpoints may name modules alone.
 
     Example:
         >>> SigmoidFocal().num_logits(3), SoftmaxWithNoObject().num_logits(3)
@@ -82,6 +84,7 @@ class SoftmaxWithNoObject(QueryClassification):
     """
 
     def __init__(self, no_object_weight: float = 0.1) -> None:
+        super().__init__()
         self.no_object_weight = no_object_weight
 
     def num_logits(self, num_classes: int) -> int:
@@ -132,6 +135,7 @@ class SigmoidFocal(QueryClassification):
     """
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, prior: float = 0.01) -> None:
+        super().__init__()
         self.alpha = alpha
         self.gamma = gamma
         self.prior = prior
