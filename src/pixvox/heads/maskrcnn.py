@@ -15,10 +15,10 @@ from pixvox.heads.head import Head, Outputs
 from pixvox.heads.maskrcnn_suggestions import suggest_maskrcnn
 from pixvox.heads.region_proposals import RegionProposalNetwork, leave_out_ignored
 from pixvox.layers import conv, conv_transpose
+from pixvox.ops.anchor_matching import Matcher, balanced_sample
 from pixvox.ops.box_coding import BoxCoder
 from pixvox.ops.boxes import box_convert, box_iou, clip_boxes
 from pixvox.ops.masks import paste_crops
-from pixvox.ops.matching import Matcher, balanced_sample
 from pixvox.ops.nms import batched_nms
 from pixvox.ops.roi_align import multi_scale_roi_align
 from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pixvox.distributed.world import world_mean
 from pixvox.heads.anchors import AnchorGenerator
 from pixvox.layers import conv
+from pixvox.ops.anchor_matching import BELOW_LOW, BETWEEN, Matcher, balanced_sample
 from pixvox.ops.box_coding import BoxCoder
 from pixvox.ops.boxes import box_iou, box_volume, clip_boxes
-from pixvox.ops.matching import BELOW_LOW, BETWEEN, Matcher, balanced_sample
 from pixvox.ops.nms import batched_nms
 from pixvox.structures import Features, Instances
 

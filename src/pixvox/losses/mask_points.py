@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixvox.heads.query_predictions import QueryMasks
 from pixvox.ops.points import most_uncertain, random_points, sample_at_points
-from pixvox.structures import Instances
+from pixvox.structures import Instances, Masks
 
 
 @dataclass
@@ -22,6 +22,7 @@ class MaskPoints:
         places: In input pixels, array order; None when the points are the cells of the mask grid.
         truth: Masks of the objects at the points, in [0, 1].
         weight: Weight of each point, 0 where the truth is unknown; None when all are 1.
+        ignored: Share of each point that lies in an ignored region; None when there is none.
         num_matching: Points for matching; None when all points serve both.
         num_candidates: Points to choose uncertain ones from; None when all points are learned.
         num_uncertain: How many are chosen.
@@ -30,6 +31,7 @@ class MaskPoints:
     places: Float[Tensor, "points dims"] | None
     truth: Float[Tensor, "objects points"]
     weight: Float[Tensor, " points"] | None
+    ignored: Float[Tensor, " points"] | None = None
     num_matching: int | None = None
     num_candidates: int = 0
     num_uncertain: int = 0
@@ -87,16 +89,25 @@ class PointDraw:
         kept = ~instances.ignore
         masks, ignored = instances.masks[kept], instances.masks[~kept]
         if self.num_points is None:
-            truth, valid = masks.pool(grid, padded_size, valid_size.tolist())
-            if len(ignored):
-                valid = valid * (1 - ignored.pool(grid, padded_size, valid_size.tolist())[0].amax(dim=0))
-            return MaskPoints(None, truth.flatten(1), None if bool((valid == 1).all()) else valid.flatten())
+            return _whole_grid(masks, ignored, grid, padded_size, valid_size.tolist())
         num_uncertain = int(self.importance_ratio * self.num_points)
         num_candidates = int(self.oversample_ratio * self.num_points)
         total = self.num_points + num_candidates + self.num_points - num_uncertain
         places = random_points(total, valid_size, generator, instances.boxes.device)
-        weight = 1 - ignored.at(places).amax(dim=0) if len(ignored) else None
-        return MaskPoints(places, masks.at(places), weight, self.num_points, num_candidates, num_uncertain)
+        unknown = ignored.at(places).amax(dim=0) if len(ignored) else None
+        weight = None if unknown is None else 1 - unknown
+        numbers = (self.num_points, num_candidates, num_uncertain)
+        return MaskPoints(places, masks.at(places), weight, unknown, *numbers)
+
+
+def _whole_grid(
+    masks: Masks, ignored: Masks, grid: Sequence[int], padded_size: Sequence[int], valid_size: Sequence[int]
+) -> MaskPoints:
+    """Return every cell of the grid, with the share of its valid part that each mask fills."""
+    truth, valid = masks.pool(grid, padded_size, valid_size)
+    unknown = ignored.pool(grid, padded_size, valid_size)[0].amax(dim=0).flatten() if len(ignored) else None
+    weight = valid.flatten() if unknown is None else valid.flatten() * (1 - unknown)
+    return MaskPoints(None, truth.flatten(1), None if bool((weight == 1).all()) else weight, unknown)
 
 
 class PixelsAtPoints:
@@ -122,6 +133,11 @@ class PixelsAtPoints:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits, truth and weight of matched queries at the points to learn at, ``(pairs, points)``."""
         points = self._of(image)
+        if len(queries) == 0:  # keeps the graph without reading a pixel
+            nothing = _product(
+                masks.embeddings[image, queries], masks.pixels[image].flatten(1)[:, :1].float().T
+            )
+            return nothing, torch.zeros_like(nothing), None
         pixels, first = self._pixels(masks, image), points.num_matching or 0
         logits = _product(masks.embeddings[image, queries], pixels[first:])
         truth = points.truth[objects, first:]
@@ -149,14 +165,14 @@ class PixelsAtPoints:
         if key not in self._sampled:
             # Matching comes first and needs no gradient, but learning reads the same features with one.
             with torch.set_grad_enabled(masks.pixels.requires_grad), _float32(masks.pixels):
-                places, pixels = self._of(image).places, masks.pixels[image]
+                places, pixels = self._of(image).places, masks.pixels[image].float()
                 found = (
                     pixels.flatten(1).T
                     if places is None
                     else sample_at_points(pixels, places, self.padded_size)
                 )
             # The map is kept beside them, so that its id is not given to another one.
-            self._sampled[key] = (found.float(), masks.pixels)
+            self._sampled[key] = (found, masks.pixels)
         return self._sampled[key][0]
 
 

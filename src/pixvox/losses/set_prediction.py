@@ -108,8 +108,7 @@ class SetCriterion:
         groups = outputs.get("groups", 1)
         truths = self._truths(outputs, targets)
         sampler = PixelsAtPoints([truth.points for truth in truths], outputs["padded_size"])
-        objects = torch.tensor(float(sum(len(truth.labels) for truth in truths)) * groups)
-        count = world_mean(objects).to(outputs["prediction"].class_logits.device)
+        count, count_denoising = self._counts(outputs, truths, groups)
         terms = self._matched(outputs["prediction"], truths, sampler, count, groups)
         for prediction in outputs["auxiliary"]:
             _add(terms, "auxiliary_", self._matched(prediction, truths, sampler, count, groups))
@@ -118,8 +117,18 @@ class SetCriterion:
             found = self._matched(outputs["proposals"], truths_of_proposals, sampler, count, groups)
             _add(terms, "proposals_", found)
         if outputs.get("denoising") is not None:
-            _add(terms, "denoising_", self._denoised(outputs["denoising"], truths, sampler))
+            found = self._denoised(outputs["denoising"], truths, sampler, count_denoising)
+            _add(terms, "denoising_", found)
         return terms
+
+    @staticmethod
+    def _counts(outputs: Mapping[str, Any], truths: Sequence[SetTargets], groups: int) -> Tensor:
+        """Return what the sums over objects, and over denoising queries with an object, are divided by."""
+        device = outputs["prediction"].class_logits.device
+        objects = groups * sum(len(truth.labels) for truth in truths)
+        denoising = outputs.get("denoising")
+        noised = 0 if denoising is None else int((denoising.objects >= 0).sum())
+        return world_mean(torch.tensor([objects, noised], dtype=torch.float32, device=device))
 
     def _truths(self, outputs: Mapping[str, Any], targets: Sequence[Instances]) -> list[SetTargets]:
         valid_sizes = outputs["valid_sizes"]
@@ -172,10 +181,12 @@ class SetCriterion:
             prediction.class_logits.shape[:2], dtype=torch.bool, device=count_device(prediction)
         )
         for i, truth in enumerate(truths):
-            masks = prediction.masks if self.matcher.needs_masks else None
+            # An image without objects and without ignored regions asks for no masks.
+            asked = self.matcher.needs_masks and len(truth.labels) + len(truth.ignored_boxes)
+            masks = prediction.masks if asked else None
             points = truth.points
             queries = Candidates(
-                prediction.class_logits[i],
+                logits[i],
                 None if prediction.boxes is None else prediction.boxes[i],
                 None if masks is None else sampler.matching_logits(masks, i),
             )
@@ -201,7 +212,8 @@ class SetCriterion:
         logits = prediction.class_logits
         labels = torch.full(logits.shape[:2], NO_OBJECT, dtype=torch.int64, device=logits.device)
         ious = torch.zeros(logits.shape[:2], device=logits.device) if prediction.boxes is not None else None
-        terms = dict.fromkeys(self.weights, logits.sum() * 0.0)
+        # A sum of nothing, which keeps the graph: parameters get zeros, not None, when nothing is matched.
+        terms = dict.fromkeys(self.weights, logits[:, :0].float().sum())
         for i, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
             labels[i, queries] = truth.labels[objects]
             if prediction.boxes is not None:
@@ -220,11 +232,16 @@ class SetCriterion:
         return {name: self.weights[name] * value for name, value in terms.items()}
 
     def _denoised(
-        self, denoising: DenoisingPredictions, truths: Sequence[SetTargets], sampler: PixelsAtPoints
+        self,
+        denoising: DenoisingPredictions,
+        truths: Sequence[SetTargets],
+        sampler: PixelsAtPoints,
+        count: Tensor,
     ) -> dict[str, Tensor]:
         """Return the terms of queries that know their objects."""
         from_object = denoising.objects >= 0
-        count = world_mean(from_object.sum()).to(denoising.objects.device)
+        if denoising.valid is not None:
+            from_object &= denoising.valid
         pairs = [
             (rows.nonzero()[:, 0], objects[rows])
             for rows, objects in zip(from_object, denoising.objects, strict=True)
@@ -233,11 +250,6 @@ class SetCriterion:
         for prediction in denoising.predictions:
             _add(terms, "", self._terms(prediction, truths, sampler, pairs, denoising.valid, count))
         return terms
-
-
-def count_device(prediction: QueryPrediction) -> torch.device:
-    """Return the device of the predictions."""
-    return prediction.class_logits.device
 
 
 def _add(terms: dict[str, Tensor], prefix: str, more: Mapping[str, Tensor]) -> None:
@@ -265,7 +277,7 @@ def _on_ignored(queries: Candidates, truth: SetTargets) -> Tensor | None:
         high = torch.minimum(boxes[:, None, half:], truth.ignored_boxes[None, :, half:])
         shared = (high - low).clamp(min=0).prod(dim=-1)
         return shared.amax(dim=1) > 0.5 * box_volume(boxes)
-    if queries.masks is None or truth.points is None or truth.points.matching_weight is None:
+    if queries.masks is None or truth.points is None or truth.points.ignored is None:
         return None
     inside = (queries.masks > 0).float()
-    return inside @ (1 - truth.points.matching_weight) > 0.5 * inside.sum(dim=1).clamp(min=1)
+    return inside @ truth.points.ignored[: inside.shape[1]] > 0.5 * inside.sum(dim=1).clamp(min=1)

@@ -1,5 +1,6 @@
 """Operators for 2-D and 3-D: boxes, suppression, multilinear sampling, masks, contours, matching."""
 
+from pixvox.ops.anchor_matching import Matcher, balanced_sample
 from pixvox.ops.box_coding import BoxCoder
 from pixvox.ops.boxes import (
     box_convert,
@@ -13,7 +14,7 @@ from pixvox.ops.boxes import (
     remove_small_boxes,
 )
 from pixvox.ops.deformable_attention import multi_scale_deformable_attention
-from pixvox.ops.matching import Matcher, balanced_sample, hungarian
+from pixvox.ops.matching import hungarian
 from pixvox.ops.nms import batched_nms, nms
 from pixvox.ops.roi_align import multi_scale_roi_align, roi_align
 from pixvox.ops.sampling import multilinear_sampling
