@@ -177,9 +177,8 @@ class SetCriterion:
     ) -> tuple[list[Pairs], Tensor | None]:
         """Return the pairs of each image, and which queries learn (None for all)."""
         found: list[Pairs] = []
-        learns = torch.ones(
-            prediction.class_logits.shape[:2], dtype=torch.bool, device=count_device(prediction)
-        )
+        logits = prediction.class_logits
+        learns = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         for i, truth in enumerate(truths):
             # An image without objects and without ignored regions asks for no masks.
             asked = self.matcher.needs_masks and len(truth.labels) + len(truth.ignored_boxes)
