@@ -331,6 +331,28 @@ def predict(
         float | None,
         typer.Option("--threshold", min=0.0, max=1.0, help="Leave out objects below this score."),
     ] = None,
+    cut_out: Annotated[
+        str | None,
+        typer.Option(
+            "--cut-out",
+            metavar="CLASS",
+            help="Also write images with only this class left (all: every object), from a score of 0.7 on.",
+        ),
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option("--background", help="Of cut-outs: a colour or a picture; by default transparent."),
+    ] = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Cut the class away and leave the rest.")] = False,
+    closing: Annotated[
+        int, typer.Option("--closing", min=0, help="Bridge gaps of cut-outs with a disc of this radius.")
+    ] = 0,
+    max_hole: Annotated[
+        int, typer.Option("--max-hole", min=0, help="Fill holes of cut-outs up to this many pixels.")
+    ] = 0,
+    feather: Annotated[
+        float, typer.Option("--feather", min=0.0, help="Soften the edge of cut-outs, in pixels.")
+    ] = 0.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -340,7 +362,14 @@ def predict(
     """
     from pixvox.prediction import predict_files
 
-    rows = predict_files(run, inputs, out, score_threshold=threshold)
+    options = {
+        "background": background, "invert": invert, "closing": closing, "max_hole": max_hole, "feather": feather,
+    }  # fmt: skip
+    if cut_out is None and any(options.values()):
+        raise ConfigError("--background, --invert, --closing, --max-hole and --feather need --cut-out CLASS")
+    least = 0.7 if threshold is None else threshold
+    cut = None if cut_out is None else {"of": cut_out, "score_threshold": least, **options}
+    rows = predict_files(run, inputs, out, cut, score_threshold=threshold)
     if as_json:
         _print_json({"run": str(run), "out": str(out), "results": rows})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ log = logging.getLogger("pixvox")
 
 
 def predict_files(
-    run: str | Path, inputs: Sequence[str | Path], out: str | Path, **options: Any
+    run: str | Path,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    cut_out: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Segment images, volumes and folders; write label map, COCO file, table and overlay of each.
 
@@ -26,6 +30,7 @@ def predict_files(
         run: A run folder or checkpoint.
         inputs: Files and folders.
         out: Folder for the results.
+        cut_out: Arguments of ``pixvox.inference.cutout.cut_out``, which adds ``NAME_cutout.png``.
         **options: Those of ``pixvox.inference.predictor.Predictor``, such as ``score_threshold``.
 
     Returns:
@@ -33,8 +38,9 @@ def predict_files(
         source and the ``error``. The others are segmented all the same.
 
     Raises:
-        DataError: If an input does not exist, or a folder holds no image.
+        DataError: If an input does not exist, a folder holds no image, or there is no such class to cut out.
     """
+    from pixvox.inference.cutout import prepare
     from pixvox.inference.predictor import Predictor
     from pixvox.inference.results import result_name, save
     from pixvox.weights import load
@@ -44,14 +50,23 @@ def predict_files(
             raise DataError(f"{path}: there is no such file or folder")
     if Path(out).exists() and not Path(out).is_dir():
         raise DataError(f"{out} is a file; --out takes a folder for the results")
-    predictor = Predictor(load(run).to(default_device()), **options)
+    model = load(run).to(default_device())
+    if cut_out is not None:
+        cut_out = prepare(cut_out, model.spatial_dims, model.class_names)
+    predictor = Predictor(model, **options)
     rows: list[dict[str, Any]] = []
     names: set[str] = set()
     for path in (file for given in inputs for file in _files(Path(given))):
         try:
             for result in predictor.stream(str(path)):
-                files = [str(file) for file in save(result, out, _new_name(result_name(result), names))]
-                rows.append({"source": result.source or str(path), "found": describe(result), "files": files})
+                name = _new_name(result_name(result), names)
+                files = save(result, out, name)
+                if cut_out is not None:
+                    files.append(result.cut_out(**cut_out).save(Path(out) / f"{name}_cutout.png"))
+                written = [str(file) for file in files]
+                rows.append(
+                    {"source": result.source or str(path), "found": describe(result), "files": written}
+                )
         except DataError as error:
             log.warning("%s", error)
             rows.append({"source": str(path), "error": str(error)})

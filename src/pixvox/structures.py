@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from pixvox.inference.cutout import CutOut
+
 __all__ = [
     "IGNORE_INDEX",
     "Batch",
@@ -320,6 +322,17 @@ class Segmentation:
         from pixvox.visualization.overlay import overlay
 
         return overlay(self)
+
+    def cut_out(self, of: str | int | None = None, **options: Any) -> CutOut:
+        """Return the image with only a class left, the rest transparent or replaced (2-D only).
+
+        Args:
+            of: Name or index of the class; None takes the objects of every class.
+            options: Those of ``pixvox.inference.cutout.cut_out``: ``score_threshold``, ``background``, ``invert``, ...
+        """
+        from pixvox.inference.cutout import cut_out
+
+        return cut_out(self, of, **options)
 
     def to(self, device: torch.device | str) -> Segmentation:
         """Return the segmentation on ``device``."""

@@ -157,7 +157,7 @@ class MaskedDecoder(nn.Module):
         steps = [self._predict(queries)]
         for i, layer in enumerate(self.layers):
             level = seen[-1 - i % len(seen)]
-            blocked = _outside(steps[-1][1], level)
+            blocked = outside_masks(steps[-1][1], level.pixels, level.padding)
             queries = layer(queries, positions, level.keys, level.values, blocked)
             steps.append(self._predict(queries))
         return steps
@@ -178,13 +178,28 @@ class MaskedDecoder(nn.Module):
 
 
 @torch.no_grad()
-def _outside(embeddings: Tensor, level: _Level) -> Bool[Tensor, "batch queries tokens"]:
-    """Return where the masks are not; an empty mask blocks nothing but padding."""
-    outside = torch.einsum("bqk,bkt->bqt", embeddings, level.pixels) < 0
-    if level.padding is not None:
-        outside |= level.padding[:, None]
+def outside_masks(
+    embeddings: Float[Tensor, "batch queries channels"],
+    pixels: Float[Tensor, "batch channels tokens"],
+    padding: Bool[Tensor, "batch tokens"] | None = None,
+) -> Bool[Tensor, "batch queries tokens"]:
+    """Return where the masks of the queries are not; an empty mask blocks nothing but padding.
+
+    Args:
+        embeddings: Mask embeddings of the queries.
+        pixels: Mask features of the tokens.
+        padding: True where a token is padding.
+
+    Example:
+        >>> outside_masks(torch.ones(1, 2, 1) * torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[[2.0, 1.0, -1.0]]]))
+        tensor([[[False, False,  True],
+                 [ True,  True, False]]])
+    """
+    outside = torch.einsum("bqk,bkt->bqt", embeddings, pixels) < 0
+    if padding is not None:
+        outside |= padding[:, None]
     empty = outside.all(dim=-1, keepdim=True)
     outside &= ~empty
-    if level.padding is not None:
-        outside |= level.padding[:, None]
+    if padding is not None:
+        outside |= padding[:, None]
     return outside
