@@ -138,12 +138,13 @@ def channels_last_table(
     return features.movedim(1, -1).reshape(-1, features.shape[1]).contiguous()
 
 
-def _is_exporting() -> bool:
+def is_exporting() -> bool:
+    """Tell whether a graph is being made for another program."""
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def _best_backend(table: Tensor, weight: Tensor) -> str:
-    if _is_exporting():
+    if is_exporting():
         return "gather"
     trains_weights = torch.is_grad_enabled() and weight.requires_grad
     if not trains_weights or torch.compiler.is_compiling() or not has_numba():
