@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -89,45 +90,29 @@ class Swin(Backbone):
         depths: Sequence[int] | None = None,
         num_heads: Sequence[int] | None = None,
     ) -> None:
-        own = {"channels": channels, "depths": depths, "num_heads": num_heads}
+        own = [
+            name
+            for name, value in (("channels", channels), ("depths", depths), ("num_heads", num_heads))
+            if value
+        ]
         width, depths, num_heads = _sizes(variant, channels, depths, num_heads)
-        steps = _steps(spatial_dims, depth_strides, len(depths))
-        out_levels = tuple(out_levels)
-        if not out_levels or min(out_levels) < 1 or max(out_levels) > len(depths):
-            raise ValueError(
-                f"out_levels must be of 1 to {len(depths)} (one per entry of depths), got {out_levels}"
-            )
-        reached = list(
-            itertools.accumulate(steps, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True)))
-        )
         widths = [width * 2**level for level in range(len(depths))]
-        super().__init__(
-            spatial_dims,
-            in_channels,
-            [widths[level - 1] for level in out_levels],
-            [reached[level - 1] for level in out_levels],
-        )
-        self.out_levels = out_levels
+        steps = _steps(spatial_dims, depth_strides, len(depths))
+        _check_levels(out_levels, len(depths))
+        strides = [tuple(map(math.prod, zip(*steps[:level], strict=True))) for level in out_levels]
+        super().__init__(spatial_dims, in_channels, [widths[level - 1] for level in out_levels], strides)
+        self.out_levels = tuple(out_levels)
         self.window = per_axis(window, spatial_dims, "window")
         self.frozen_stages = frozen_stages
-        fit = spatial_dims == 3 if fit_windows is None else fit_windows
         self.patch_embed = PatchEmbedding(spatial_dims, in_channels, width, steps[0])
-        dropping = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
-        self.layers = nn.ModuleList()
-        for level in range(max(out_levels)):
-            first = sum(depths[:level])
-            # What follows the last level that is given out is not built: every weight has a gradient.
-            merge = steps[level + 1] if level + 1 < max(out_levels) else None
-            self.layers.append(
-                Stage(
-                    widths[level],
-                    num_heads[level],
-                    self.window,
-                    dropping[first : first + depths[level]],
-                    merge,
-                    fit,
-                )
-            )
+        fit = spatial_dims == 3 if fit_windows is None else fit_windows
+        rates = iter([drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))])
+        # What follows the last level that is given out is not built: every weight has a gradient.
+        merges = [*steps[1 : max(out_levels)], None]
+        self.layers = nn.ModuleList(
+            Stage(channels, heads, self.window, [next(rates) for _ in range(depth)], merge, fit)
+            for channels, heads, depth, merge in zip(widths, num_heads, depths, merges, strict=False)
+        )
         for level in out_levels:
             norm = nn.LayerNorm(widths[level - 1]) if out_norms else nn.Identity()
             self.add_module(f"norm{level - 1}", norm)
@@ -180,30 +165,23 @@ class Swin(Backbone):
     def _frozen_parts(self) -> list[nn.Module]:
         return [self.patch_embed, *self.layers][: self.frozen_stages]
 
-    def _load_pretrained(self, variant: str, own: Mapping[str, Any]) -> None:
-        import timm
-
+    def _load_pretrained(self, variant: str, own: Sequence[str]) -> None:
         from pixvox.weights.backbones import lift_swin, swin_from_timm
 
         side = self.window[-1]
         published = (7, 12) if variant in ("base", "large") else (7,)
-        if (
-            any(value is not None for value in own.values())
-            or set(self.window) != {side}
-            or side not in published
-        ):
+        if own or set(self.window) != {side} or side not in published:
             raise ValueError(
-                f"published weights of Swin {variant!r} have windows of {' or '.join(map(str, published))} and the "
-                f"variant's channels, depths and num_heads, got window={list(self.window)} and "
-                f"{ {key: value for key, value in own.items() if value is not None} }; set pretrained=false"
+                f"published weights of Swin {variant!r} have a window of {' or '.join(map(str, published))} and the "
+                f"variant's sizes, got window={list(self.window)}{''.join(f' and own {name}' for name in own)}; set "
+                "pretrained=false, or leave these as they are"
             )
         name = f"swin_{variant}_patch4_window{side}_{384 if side == 12 else 224}"
         source = timm.create_model(name, pretrained=True, in_chans=self.in_channels)
         state = lift_swin(swin_from_timm(source.state_dict()), self)
-        # Classifiers have no norms between levels: those keep their start, the identity.
-        self.load_state_dict(
-            {**self.state_dict(), **{k: v for k, v in state.items() if k in self.state_dict()}}
-        )
+        # A classifier has no norms between levels: those keep their start. Levels that are not given out are dropped.
+        wanted = self.state_dict()
+        self.load_state_dict({**wanted, **{key: value for key, value in state.items() if key in wanted}})
 
 
 class PatchEmbedding(nn.Module):
@@ -517,6 +495,13 @@ def _sizes(
                 f"(channels={width}, doubled at each level)"
             )
     return width, blocks, heads
+
+
+def _check_levels(out_levels: Sequence[int], levels: int) -> None:
+    if not out_levels or min(out_levels) < 1 or max(out_levels) > levels:
+        raise ValueError(
+            f"out_levels must be of 1 to {levels} (one per entry of depths), got {list(out_levels)}"
+        )
 
 
 def _steps(spatial_dims: int, depth_strides: Sequence[int] | None, levels: int) -> list[tuple[int, ...]]:
