@@ -11,14 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixvox.heads.query_predictions import QueryMasks
+from pixvox.ops.boxes import mask_bounds
 from pixvox.structures import Geometry, Masks
 
-_CHUNK = 2**24  # elements of float32 maps at one time: 64 MiB
+_CHUNK = 2**22  # elements of the float32 maps that exist at one time: 16 MiB
 
 
 @dataclass(frozen=True)
 class MapFrame:
-    """How a grid of logits lies over an original image.
+    """How a grid of logits lies over an original image: from half-pixel centres to half-pixel centres.
 
     Args:
         grid: Lengths of the grid, array order.
@@ -38,56 +39,65 @@ class MapFrame:
             for cells, length, scale in zip(self.grid, self.padded_size, self.geometry.scale, strict=True)
         ]
 
+    def matrices(self, device: torch.device) -> list[Float[Tensor, "original cells"]]:
+        """Return, per axis, the weights of the cells in each original pixel: linear, clamped at the border."""
+        found = []
+        for step, cells, length in zip(self.steps, self.grid, self.geometry.original_size, strict=True):
+            pixel = torch.arange(length, device=device, dtype=torch.float64)
+            place = ((pixel + 0.5) * step - 0.5).clamp(0, cells - 1)
+            cell = torch.arange(cells, device=device)
+            found.append((1 - (place[:, None] - cell).abs()).clamp(min=0).float())
+        return found
+
 
 def masks_from_maps(
     masks: QueryMasks, image: int, queries: Int[Tensor, " chosen"], frame: MapFrame
 ) -> tuple[Masks, Float[Tensor, " chosen"]]:
     """Return the masks of some queries in the original frame, and the mean probability inside each.
 
+    A pixel is inside where the logit, interpolated once from the grid to the pixel's centre, is positive. Only the
+    part of a map around its positive cells is interpolated, a few queries at a time.
+
     Args:
         masks: Of all images.
         image: Which one.
         queries: Which queries of it.
         frame: From the grid to the original.
+
+    Returns:
+        One mask per query, empty where no logit is positive, and its certainty, 0 for an empty one.
     """
     crops: list[Tensor] = []
     origins: list[list[int]] = []
-    certainty = torch.zeros(len(queries), device=queries.device)
+    certainty: list[Tensor] = [torch.zeros(0, device=queries.device)]
+    matrices = frame.matrices(queries.device)
     size = max(1, _CHUNK // math.prod(frame.grid))
     for start in range(0, len(queries), size):
         maps = masks.of_image(image, queries[start : start + size])
-        for offset, logits in enumerate(maps):
-            crop, origin = _original_crop(logits, frame)
-            inside = crop > 0
-            if inside.any():
-                certainty[start + offset] = crop[inside].sigmoid().mean()
+        low, high = (side.tolist() for side in mask_bounds(maps > 0))
+        for logits, first, last in zip(maps, low, high, strict=True):
+            values, origin = _original_crop(logits, first, last, frame, matrices)
+            inside = values > 0
+            certainty.append(((values.sigmoid() * inside).sum() / inside.sum().clamp(min=1)).reshape(1))
             crops.append(inside)
             origins.append(origin)
-    return Masks.from_crops(crops, origins, frame.geometry.original_size).to(queries.device), certainty
+    found = Masks.from_crops(crops, origins, frame.geometry.original_size).to(queries.device)
+    return found, torch.cat(certainty)
 
 
-def _original_crop(logits: Tensor, frame: MapFrame) -> tuple[Tensor, list[int]]:
-    """Return the logits at the original pixels that positive cells can reach, and where these begin."""
-    positive = logits > 0
-    origin: list[int] = []
-    values = logits
-    regions, matrices = [], []
-    for axis, (step, length) in enumerate(zip(frame.steps, frame.geometry.original_size, strict=True)):
-        others = [other for other in range(logits.ndim) if other != axis]
-        cells = positive.any(dim=others).nonzero()[:, 0] if others else positive.nonzero()[:, 0]
-        if len(cells) == 0:
-            return logits.new_zeros((0,) * logits.ndim), [0] * logits.ndim
-        low, high = max(0, int(cells[0]) - 1), min(logits.shape[axis], int(cells[-1]) + 2)
-        # Beyond one cell from a positive one every interpolated value is negative.
-        first = max(0, math.floor((int(cells[0]) - 0.5) / step - 0.5))
-        last = min(length, math.ceil((int(cells[-1]) + 1.5) / step + 0.5))
-        pixel = torch.arange(first, max(first, last), device=logits.device, dtype=torch.float64)
-        place = ((pixel + 0.5) * step - 0.5).clamp(0, logits.shape[axis] - 1)
-        cell = torch.arange(low, high, device=logits.device)
-        matrices.append((1 - (place[:, None] - cell).abs()).clamp(min=0).to(logits.dtype))
-        regions.append(slice(low, high))
-        origin.append(first)
-    values = logits[tuple(regions)]
-    for matrix in matrices:
-        values = torch.tensordot(values, matrix, dims=([0], [1]))
+def _original_crop(
+    logits: Tensor, low: Sequence[int], high: Sequence[int], frame: MapFrame, matrices: Sequence[Tensor]
+) -> tuple[Tensor, list[int]]:
+    """Return the logits at the original pixels that positive cells ``low`` to ``high`` can reach, and their origin."""
+    if low == high:
+        return logits.new_zeros((0,) * logits.ndim), [0] * logits.ndim
+    # One cell away from the last positive one every interpolated value is negative: that is the margin.
+    cells = [slice(max(0, first - 1), last + 1) for first, last in zip(low, high, strict=True)]
+    values, origin = logits[tuple(cells)], []
+    for axis, (matrix, step, cell) in enumerate(zip(matrices, frame.steps, cells, strict=True)):
+        first = max(0, math.floor((low[axis] - 0.5) / step - 0.5))
+        last = math.ceil((high[axis] + 0.5) / step + 0.5)
+        origin.append(min(first, len(matrix)))
+        # The axis in work is the first one, and leaves as the last one.
+        values = torch.tensordot(values, matrix[first:last, cell], dims=([0], [1]))
     return values, origin

@@ -13,7 +13,8 @@ from pixvox.heads.query_crops import MapFrame, masks_from_maps
 from pixvox.heads.query_predictions import DenoisingPredictions, QueryMasks, QueryPrediction
 from pixvox.losses.query_classification import QueryClassification
 from pixvox.losses.set_prediction import SetCriterion
-from pixvox.ops.boxes import box_convert
+from pixvox.ops.boxes import box_convert, clip_boxes
+from pixvox.ops.mask_nms import mask_nms
 from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class QueryHead(Head):
         mask_nms_threshold: float | None = None,
     ) -> None:
         super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold)
+        if detections_per_image is not None and detections_per_image < 1:
+            raise ValueError(
+                f"detections_per_image must be at least 1, or null for no cap; got {detections_per_image}"
+            )
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
         self.classification = classification
         self.criterion = SetCriterion(
             classification, costs, weights, num_points, oversample_ratio, importance_ratio, mask_loss,
@@ -152,44 +159,53 @@ class QueryHead(Head):
         return [self._segmentation(outputs, i, geometry) for i, geometry in enumerate(geometries)]
 
     def _segmentation(self, outputs: Outputs, image: int, geometry: Geometry) -> Segmentation:
+        """Return the instances of one image."""
         prediction: QueryPrediction = outputs["prediction"]
-        scores = self.classification.scores(prediction.class_logits[image])
-        queries, labels, scores = self._best(scores)
+        queries, labels, scores = self._best(self.classification.scores(prediction.class_logits[image]))
         masks: Masks | None = None
         if prediction.masks is not None:
             frame = MapFrame(prediction.masks.grid, outputs["padded_size"], geometry)
-            unique, place = queries.unique(return_inverse=True)
+            # A query that answers with two classes has one mask.
+            unique, place = torch.unique(queries, return_inverse=True)
             found, certainty = masks_from_maps(prediction.masks, image, unique, frame)
             masks = found[place]
-            if self.mask_score:
-                scores = scores * certainty[place]
+            scores = scores * certainty[place] if self.mask_score else scores
         if prediction.boxes is not None:
-            sides = prediction.boxes.new_tensor(geometry.original_size[::-1] * 2).float()
-            boxes = box_convert(prediction.boxes[image, queries].float(), "cxcywh", "xyxy") * sides
-            boxes = torch.minimum(boxes.clamp(min=0), sides)
+            boxes = _original_boxes(prediction.boxes[image, queries], geometry)
         else:
             boxes = masks.boxes()  # type: ignore[union-attr]
-        kept = scores > self.score_threshold
-        if masks is not None:
-            kept &= masks.areas() > 0
-        order = scores.argsort(descending=True, stable=True)
-        order = order[kept[order]]
-        instances = Instances(
-            boxes=boxes[order],
-            labels=labels[order],
-            masks=None if masks is None else masks[order],
-            scores=scores[order],
-            size=geometry.original_size,
-        )
-        return Segmentation(instances=instances, geometry=geometry)
+        instances = Instances(boxes, labels, masks, scores, size=geometry.original_size)
+        return Segmentation(instances=instances[self._kept(instances)], geometry=geometry)
 
     def _best(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the queries, labels and scores of the best pairs."""
-        most = min(self.detections_per_image or scores.shape[0], scores.numel())
-        best, place = scores.flatten().topk(most)
-        chosen = best > self.score_threshold
-        place = place[chosen]
-        return place // scores.shape[1], place % scores.shape[1], best[chosen]
+        """Return the queries, labels and scores of the best pairs of a query and a class."""
+        most = scores.shape[0] if self.detections_per_image is None else self.detections_per_image
+        best, place = scores.flatten().topk(min(most, scores.numel()))
+        place = place[best > self.score_threshold]
+        return place // scores.shape[1], place % scores.shape[1], best[: len(place)]
+
+    def _kept(self, instances: Instances) -> Tensor:
+        """Return which instances are given out, best first: those with a mask, and a score, and no better double."""
+        masks, scores = instances.masks, instances.scores
+        if scores is None:
+            raise ValueError("predictions need scores; give Instances(scores=...)")
+        keeps = scores > self.score_threshold
+        if masks is not None:
+            keeps &= masks.areas() > 0
+        kept = keeps.nonzero()[:, 0]
+        if masks is not None and self.mask_nms_threshold is not None:
+            few = instances[kept]
+            return kept[mask_nms(few.masks, few.scores, few.labels, self.mask_nms_threshold)]  # type: ignore[arg-type]
+        return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def _original_boxes(boxes: Tensor, geometry: Geometry) -> Tensor:
+    """Turn boxes relative to the valid part into absolute ones of the original frame, clipped to it."""
+    size = geometry.original_size
+    corners = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor(
+        size[::-1] * 2, dtype=torch.float32
+    )
+    return clip_boxes(corners, size)
 
 
 def _instances(targets: Targets, name: str) -> Sequence[Instances]:
