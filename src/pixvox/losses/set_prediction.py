@@ -178,10 +178,12 @@ class SetCriterion:
         """Return the pairs of each image, and which queries learn (None for all)."""
         found: list[Pairs] = []
         logits = prediction.class_logits
+        masked = self.matcher.needs_masks and prediction.masks is not None
+        matcher = self.matcher if prediction.masks is not None else self.matcher.without_masks()
         learns = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         for i, truth in enumerate(truths):
             # An image without objects and without ignored regions asks for no masks.
-            asked = self.matcher.needs_masks and len(truth.labels) + len(truth.ignored_boxes)
+            asked = masked and len(truth.labels) + len(truth.ignored_boxes)
             masks = prediction.masks if asked else None
             points = truth.points
             queries = Candidates(
@@ -191,7 +193,7 @@ class SetCriterion:
             )
             objects = Candidates(truth.labels, truth.boxes, None if points is None else points.matching_truth)
             weight = None if points is None else points.matching_weight
-            found.append(self.matcher(queries, objects, weight, groups, f"image {i} of the batch"))
+            found.append(matcher(queries, objects, weight, groups, f"image {i} of the batch"))
             covered = _on_ignored(queries, truth)
             if covered is not None:
                 covered[found[-1][0]] = False
@@ -212,7 +214,8 @@ class SetCriterion:
         labels = torch.full(logits.shape[:2], NO_OBJECT, dtype=torch.int64, device=logits.device)
         ious = torch.zeros(logits.shape[:2], device=logits.device) if prediction.boxes is not None else None
         # A sum of nothing, which keeps the graph: parameters get zeros, not None, when nothing is matched.
-        terms = dict.fromkeys(self.weights, logits[:, :0].float().sum())
+        names = [name for name in self.weights if prediction.masks is not None or name not in ("mask", "dice")]
+        terms = dict.fromkeys(names, logits[:, :0].float().sum())
         for i, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
             labels[i, queries] = truth.labels[objects]
             if prediction.boxes is not None:

@@ -112,6 +112,11 @@ class HungarianMatcher:
         """True when masks are compared."""
         return "mask" in self.costs or "dice" in self.costs
 
+    def without_masks(self) -> HungarianMatcher:
+        """Return the matcher of predictions that have no masks, such as an encoder's proposals of boxes."""
+        costs = {name: cost for name, cost in self.costs.items() if name not in ("mask", "dice")}
+        return HungarianMatcher(self.class_cost, costs)
+
     @torch.no_grad()
     def __call__(
         self,
