@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from pixvox.transformer.attention import Attention
 from pixvox.transformer.deformable import DeformableAttention
 from pixvox.transformer.levels import Tokens
 from pixvox.transformer.mlp import MLP
@@ -86,7 +87,7 @@ class DeformableDecoderLayer(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(channels, num_heads, dropout, batch_first=True)
+        self.self_attention = Attention(channels, num_heads, dropout)
         self.norm1 = nn.LayerNorm(channels)
         self.cross_attention = DeformableAttention(
             channels, num_levels, spatial_dims, num_cross_heads, num_points
@@ -96,7 +97,7 @@ class DeformableDecoderLayer(nn.Module):
         self.linear2 = nn.Linear(feedforward, channels)
         self.norm3 = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
-        for linear in (self.self_attention.out_proj, self.linear1, self.linear2):
+        for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(
@@ -122,7 +123,7 @@ class DeformableDecoderLayer(nn.Module):
         batch, number, channels = queries.shape
         values = queries.reshape(batch * groups, number // groups, channels)
         keys = (queries + positions).reshape(values.shape)
-        attended: Tensor = self.self_attention(keys, keys, values, attn_mask=mask, need_weights=False)[0]
+        attended: Tensor = self.self_attention(keys, keys, values, None if mask is None else mask[None])
         return attended.reshape(queries.shape)
 
 

@@ -71,19 +71,23 @@ class ProposalBranch(nn.Module):
         number: int,
         classify: Callable[[Tensor], Tensor],
         move: Callable[[Tensor, Tensor], Tensor],
+        score: Callable[[Tensor], Tensor] | None = None,
     ) -> Proposals:
         """Return the best proposals of each image, and all of them where there are fewer tokens.
 
         Args:
             tokens: What the encoder gives.
             number: Proposals per image.
-            classify: Projected tokens to class logits; the largest ranks a token.
+            classify: Projected tokens to class logits.
             move: Projected tokens and their boxes to moved boxes; asked for the best ones alone.
+            score: Class logits to what ranks the tokens; by default the largest logit.
         """
         boxes, inside = grid_boxes(tokens, self.sides)
         memory = self.norm(self.projection(tokens.values))
         class_logits = classify(memory)
-        scores = class_logits.detach().amax(dim=-1).float().masked_fill(~inside, float("-inf"))
+        ranks = class_logits.detach()
+        scores = ranks.amax(dim=-1) if score is None else score(ranks)
+        scores = scores.float().masked_fill(~inside, float("-inf"))
         indices = scores.topk(min(number, scores.shape[1]), dim=1).indices
         best = _take(memory, indices)
         return Proposals(_take(class_logits, indices), move(best, _take(boxes, indices)), best, indices)
