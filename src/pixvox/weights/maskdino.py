@@ -1,0 +1,128 @@
+"""Weights of the authors' Mask DINO files.
+
+The authors' decoder sees the levels finest first or coarsest first, by ``FEATURE_ORDER``; here levels stand finest
+first. Their encoding of boxes begins with y, ours with x. Modules that are stored under several names are taken once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pixvox.errors import WeightsError
+from pixvox.weights.pixel_decoder import OFFICIAL, convert_pixel_decoder
+from pixvox.weights.renaming import Rename, renamed, reorder_levels, split_attention
+
+if TYPE_CHECKING:
+    pass
+
+_NECK, _HEAD = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+_POINTS = 4
+"""Points per head and level, fixed in the authors' code."""
+
+_TABLE: list[Rename] = [
+    (r"enc_output\.(.*)", r"proposals.projection.\1"),
+    (r"enc_output_norm\.(.*)", r"proposals.norm.\1"),
+    (r"label_enc\.weight", "denoising.labels.weight"),
+    (r"class_embed\.(.*)", r"class_branch.\1"),
+    (r"_bbox_embed\.(.*)", r"box_branch.\1"),
+    (r"mask_embed\.(.*)", r"mask_branch.\1"),
+    (r"decoder_norm\.(.*)", r"decoder.norm.\1"),
+    (r"decoder\.ref_point_head\.(.*)", r"positions.mlp.\1"),
+    (r"(decoder\.layers\.\d+)\.self_attn\.(.*)", r"\1.self_attention.\2"),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.(.*)", r"\1.cross_attention.\2"),
+    # Theirs counts the norms by the dropouts: the first one follows the attention to the tokens.
+    (r"(decoder\.layers\.\d+)\.norm1\.(.*)", r"\1.norm2.\2"),
+    (r"(decoder\.layers\.\d+)\.norm2\.(.*)", r"\1.norm1.\2"),
+    (r"(decoder\.layers\.\d+\.(?:norm3|linear[12])\..*)", r"\1"),
+]
+
+_COPIES: list[Rename] = [
+    (r"decoder\.norm\.(.*)", r"decoder_norm.\1"),
+    (r"(?:decoder\.)?bbox_embed\.\d+\.(.*)", r"_bbox_embed.\1"),
+]
+"""Second names of modules that are shared, and the first."""
+
+
+def matches(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> bool:
+    """Tell whether a checkpoint is one of the authors' Mask DINO."""
+    return config is None and f"{_HEAD}label_enc.weight" in state
+
+
+def convert_neck(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state dict of our ``PixelDecoder``, and the keys that have no counterpart.
+
+    Args:
+        state: The authors' weights after ``sem_seg_head.pixel_decoder.``.
+    """
+    order, places = _level_order(state)
+    moved = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"input_proj\.(\d+)\.(.*)", key)
+        moved[f"input_proj.{places[int(match[1])]}.{match[2]}" if match else key] = value
+    heads = _heads(state["transformer.encoder.layers.0.self_attn.attention_weights.bias"], len(order))
+    return convert_pixel_decoder(moved, OFFICIAL, heads, order)
+
+
+def convert_head(state: Mapping[str, Tensor], order: Sequence[int]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state dict of our ``MaskDINO``, and the keys that have no counterpart.
+
+    Args:
+        state: The authors' weights after ``sem_seg_head.predictor.``.
+        order: For each of our levels, finest first, its place among the tokens of their decoder.
+    """
+    converted: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    heads = _heads(state["decoder.layers.0.cross_attn.attention_weights.bias"], len(order))
+    for key, value in split_attention(state).items():
+        first = renamed(key, _COPIES)
+        if first is not None and first in state and torch.equal(state[first], value):
+            continue
+        name = renamed(key, _TABLE)
+        if name is None:
+            unknown.append(key)
+            continue
+        if ".sampling_offsets." in name or ".attention_weights." in name:
+            value = reorder_levels(value, heads, order)
+        elif name == "positions.mlp.layers.0.weight":
+            y, x, *sides = value.chunk(4, dim=1)
+            value = torch.cat([x, y, *sides], dim=1)
+        converted[name] = value
+    return converted, unknown
+
+
+def decoder_order(neck: Mapping[str, Tensor]) -> list[int]:
+    """Return for each of our levels, finest first, its place among the tokens of the authors' decoder.
+
+    Their decoder turns the order of their encoder round.
+    """
+    order, _ = _level_order(neck)
+    return [len(order) - 1 - place for place in order]
+
+
+def _level_order(neck: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
+    """Return for each of our levels its place in their encoder, and for each of their projections its place there.
+
+    Backbone levels are projected by 1x1 convolutions, finest first or, in the order ``high2low``, coarsest first; the
+    levels that are added, by 3x3 convolutions, each coarser than the last.
+    """
+    kernels = [neck[f"input_proj.{i}.0.weight"] for i in range(len(neck["transformer.level_embed"]))]
+    backbone = [kernel for kernel in kernels if kernel.shape[-1] == 1]
+    count, extra = len(backbone), len(kernels) - len(backbone)
+    if extra > 1:
+        raise WeightsError(
+            f"this Mask DINO adds {extra} levels to the backbone's, and the authors' code mixes up their positions; "
+            "files with one such level or none can be converted"
+        )
+    if count > 1 and backbone[0].shape[1] > backbone[-1].shape[1]:
+        places = [extra + i for i in range(count)] + list(range(extra))
+        return list(range(len(kernels) - 1, -1, -1)), places
+    return list(range(len(kernels))), list(range(len(kernels)))
+
+
+def _heads(attention_bias: Tensor, levels: int) -> int:
+    return attention_bias.shape[0] // (levels * _POINTS)
