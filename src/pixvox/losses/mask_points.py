@@ -94,7 +94,8 @@ class PointDraw:
         num_candidates = int(self.oversample_ratio * self.num_points)
         total = self.num_points + num_candidates + self.num_points - num_uncertain
         places = random_points(total, valid_size, generator, instances.boxes.device)
-        unknown = ignored.at(places).amax(dim=0) if len(ignored) else None
+        # One unknown pixel among those that a point interpolates makes its truth unknown.
+        unknown = (ignored.at(places) > 0).any(dim=0).float() if len(ignored) else None
         weight = None if unknown is None else 1 - unknown
         numbers = (self.num_points, num_candidates, num_uncertain)
         return MaskPoints(places, masks.at(places), weight, unknown, *numbers)
