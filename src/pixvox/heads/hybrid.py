@@ -55,6 +55,8 @@ class Hybrid(QueryHead):
         classification: How queries are classified; softmax with "no object" by default.
         costs: Weights of the matching costs ``class``, ``mask`` and ``dice``; 2, 5 and 5 by default.
         weights: Weights of the losses of the same names.
+        num_points: Points per mask in matching and loss; None takes every cell of the mask grid, which a coarse map
+            allows.
         options: Further arguments of ``QueryHead``.
 
     Raises:
@@ -89,11 +91,18 @@ class Hybrid(QueryHead):
         classification: QueryClassification | None = None,
         costs: Mapping[str, float] | None = None,
         weights: Mapping[str, float] | None = None,
+        num_points: int | None = None,
         **options: Any,
     ) -> None:
         classification = classification or SoftmaxWithNoObject()
         super().__init__(
-            spatial_dims, num_classes, classification, costs or WEIGHTS, weights or WEIGHTS, **options
+            spatial_dims,
+            num_classes,
+            classification,
+            costs or WEIGHTS,
+            weights or WEIGHTS,
+            num_points,
+            **options,
         )
         self.patch = per_axis(patch_size, spatial_dims, "patch_size")
         if not set(self.patch) <= {1, 2}:
