@@ -1,11 +1,9 @@
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
-from pixvox.ops import Matcher, balanced_sample, hungarian
+from pixvox.ops import Matcher, balanced_sample
 
 
 @pytest.mark.parametrize("low_quality", [False, True])
@@ -51,19 +49,3 @@ def test_background_fills_up_what_objects_leave():
     assert len(negatives) == 7
     assert (matches[negatives] == -1).all()
     assert [len(part) for part in balanced_sample(torch.zeros(0, dtype=torch.int64), 8, 0.5)] == [0, 0]
-
-
-def test_assignment_equals_scipy_and_forbids_infinite_pairs():
-    cost = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
-    expected = linear_sum_assignment(cost.numpy())
-    assert all(np.array_equal(a.numpy(), b) for a, b in zip(hungarian(cost), expected, strict=True))
-    assert hungarian(torch.tensor([[float("inf"), 3.0], [1.0, 0.0]]))[1].tolist() == [1, 0]
-
-
-def test_assignment_of_nothing_is_empty_and_of_nan_refused():
-    for shape in ((0, 3), (3, 0), (0, 0)):
-        assert [part.tolist() for part in hungarian(torch.zeros(shape))] == [[], []]
-    with pytest.raises(ValueError, match="1 of 4 matching costs are NaN"):
-        hungarian(torch.tensor([[float("nan"), 1.0], [1.0, 2.0]]))
-    with pytest.raises(ValueError, match="no assignment"):
-        hungarian(torch.full((2, 2), float("inf")))
