@@ -109,3 +109,50 @@ def test_crops_of_volumes_sampled_in_boxes_equal_the_own_roi_align():
     rois = torch.cat([torch.arange(4.0)[:, None], boxes], dim=1)
     expected = roi_align(dense[:, None].float(), rois, (3, 5, 4), 1.0, 2)[:, 0]
     torch.testing.assert_close(masks.crop_and_resize(boxes, (3, 5, 4), 2), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(9, 13), (4, 9, 13)], ids=["2-D", "3-D"])
+def test_masks_at_places_equal_grid_sample_on_full_canvases(size):
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand((4, *size), generator=generator) > 0.5
+    dense[1] = False
+    dense[2, ..., : size[-1] // 2] = False  # a crop that is smaller than the canvas
+    places = torch.rand((60, len(size)), generator=generator) * torch.tensor(size)
+    places[0], places[1] = 0.0, torch.tensor(size)  # both ends of the canvas
+    scaled = (places.flip(1) / torch.tensor(size[::-1]) * 2 - 1).view(
+        1, *[1] * (len(size) - 1), -1, len(size)
+    )
+    expected = torch.nn.functional.grid_sample(dense[None].float(), scaled, align_corners=False).reshape(
+        4, -1
+    )
+    found = Masks.from_dense(dense).at(places)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert Masks.empty(size).at(places).shape == (0, 60)
+
+
+@pytest.mark.parametrize("size", [(10, 12), (6, 10, 12)], ids=["2-D", "3-D"])
+def test_pooled_masks_are_the_shares_of_cells(size):
+    dense = torch.rand((3, *size), generator=torch.Generator().manual_seed(0)) > 0.4
+    dense[1] = False
+    dense[2, ..., :5] = False
+    pool = torch.nn.functional.avg_pool2d if len(size) == 2 else torch.nn.functional.avg_pool3d
+    found, valid = Masks.from_dense(dense).pool([n // 2 for n in size], size)
+    torch.testing.assert_close(found, pool(dense.float(), 2))
+    assert torch.equal(valid, torch.ones(valid.shape))
+
+
+def test_pooling_counts_the_valid_part_of_a_cell_alone():
+    masks = Masks.from_dense(torch.ones((1, 3, 5), dtype=torch.bool))
+    found, valid = masks.pool((2, 4), (4, 8), (3, 5))
+    assert found.tolist() == [[[1, 1, 1, 0], [1, 1, 1, 0]]]
+    assert valid.tolist() == [[1, 1, 0.5, 0], [0.5, 0.5, 0.25, 0]]
+    third, valid = Masks.from_dense(torch.eye(3, dtype=torch.bool)[None]).pool((2, 2), (3, 3))
+    assert torch.allclose(third, torch.tensor([[[5 / 9, 1 / 9], [1 / 9, 5 / 9]]]))
+    assert torch.equal(valid, torch.ones(2, 2))
+
+
+def test_masks_beyond_the_valid_part_are_cut_off():
+    masks = Masks.from_dense(torch.ones((1, 4, 4), dtype=torch.bool))
+    found, valid = masks.pool((2, 2), (4, 4), (2, 3))
+    assert found.tolist() == [[[1, 1], [0, 0]]]
+    assert valid.tolist() == [[1, 0.5], [0, 0]]
