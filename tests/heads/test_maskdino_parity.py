@@ -35,9 +35,10 @@ class Recorded:
         order = decoder_order(neck_state)
         head, unknown_too = convert_head(within(weights, "sem_seg_head.predictor."), order)
         assert unknown == unknown_too == []
-        hidden, levels = facts["hidden"], facts["levels"]
+        hidden = facts["hidden"]
         self.neck = PixelDecoder(
-            (8, 12, 16, 24), STRIDES, channels=hidden, mask_channels=hidden, extra_levels=levels - 3, num_layers=2,
+            (8, 12, 16, 24), STRIDES, channels=hidden, mask_channels=hidden, encoded_levels=facts["encoded"],
+            extra_levels=facts["levels"] - facts["encoded"], lateral_levels=1, num_layers=2,
             num_heads=facts["heads"], feedforward=facts["feedforward"],
         )  # fmt: skip
         self.head = MaskDINO(
@@ -104,7 +105,7 @@ def test_neck_gives_the_recorded_levels(recorded):
     recorded.neck.eval()
     with torch.no_grad():
         levels = recorded.neck(recorded.levels())[1:]
-    for i, level in enumerate(levels):
+    for i, level in enumerate(levels[1:], start=1):
         _close(level, recorded.tensors[f"neck.{i}"])
 
 

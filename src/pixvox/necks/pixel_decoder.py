@@ -34,6 +34,8 @@ class PixelDecoder(Neck):
         encoded_levels: Coarsest backbone levels that are encoded; the finer ones join on the way down. None is
             all but the finest (all, when there is one level or none for masks).
         extra_levels: Still coarser levels, made by strided convolutions of the backbone's coarsest.
+        lateral_levels: Finest backbone levels that join on the way down. None is those that are not encoded; Mask DINO
+            lets the finest join though it is encoded.
         num_layers: Layers of the encoder.
         num_heads: Heads of its attention.
         num_points: Points per head and level.
@@ -43,7 +45,8 @@ class PixelDecoder(Neck):
             0 their far ends, as Mask2Former.
 
     Raises:
-        ValueError: If there are fewer backbone levels than ``encoded_levels``.
+        ValueError: If there are fewer backbone levels than ``encoded_levels``, or a level that is not encoded does not
+            join.
 
     Example:
         >>> neck = PixelDecoder((8, 16, 24), ((4, 4), (8, 8), (16, 16)), channels=8, mask_channels=6, num_layers=1)
@@ -67,6 +70,7 @@ class PixelDecoder(Neck):
         feedforward: int = 1024,
         dropout: float = 0.0,
         position_offset: float = 0.0,
+        lateral_levels: int | None = None,
     ) -> None:
         available = len(in_channels)
         encoded = encoded_levels
@@ -76,7 +80,13 @@ class PixelDecoder(Neck):
             raise ValueError(
                 f"encoded_levels={encoded}, but the backbone has {available} levels; choose 1 to {available}"
             )
-        finer = available - encoded if mask_channels is not None else 0
+        laterals = available - encoded if lateral_levels is None else lateral_levels
+        if not available - encoded <= laterals <= available:
+            raise ValueError(
+                f"lateral_levels={laterals}, but {available - encoded} of the {available} backbone levels are not "
+                f"encoded and must join; choose {available - encoded} to {available}, or null"
+            )
+        laterals = 0 if mask_channels is None else laterals
         coarse_strides = [tuple(stride) for stride in strides[available - encoded :]]
         for _ in range(extra_levels):
             coarse_strides.append(tuple(2 * step for step in coarse_strides[-1]))
@@ -102,10 +112,10 @@ class PixelDecoder(Neck):
         )
         self.lateral = nn.ModuleList(
             ConvNormAct(spatial_dims, width, channels, 1, 1, "group", act=False)
-            for width in in_channels[:finer]
+            for width in in_channels[:laterals]
         )
         self.output = nn.ModuleList(
-            ConvNormAct(spatial_dims, channels, channels, 3, 1, "group") for _ in range(finer)
+            ConvNormAct(spatial_dims, channels, channels, 3, 1, "group") for _ in range(laterals)
         )
         self.mask_features = None if mask_channels is None else conv(spatial_dims, channels, mask_channels, 1)
         self._initialize()

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pixvox.errors import WeightsError
+from pixvox.weights.backbone_choice import BackboneChoice, backbone_from_detectron2
+from pixvox.weights.backbones import within
+from pixvox.weights.checkpoint import load_state
 from pixvox.weights.pixel_decoder import OFFICIAL, convert_pixel_decoder
 from pixvox.weights.renaming import Rename, renamed, reorder_levels, split_attention
 
 if TYPE_CHECKING:
-    pass
+    from pixvox.segmenter import Segmenter
 
 _NECK, _HEAD = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 _POINTS = 4
 """Points per head and level, fixed in the authors' code."""
+
+_SIDE = 0.05
+"""Sides of the boxes of the first level that their decoder sees; those of the next are twice as long."""
+
+_UNUSED = ("criterion.empty_weight", "pixel_mean", "pixel_std")
+"""Constants that are kept in some files."""
 
 _TABLE: list[Rename] = [
     (r"enc_output\.(.*)", r"proposals.projection.\1"),
@@ -51,6 +61,81 @@ _COPIES: list[Rename] = [
 def matches(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> bool:
     """Tell whether a checkpoint is one of the authors' Mask DINO."""
     return config is None and f"{_HEAD}label_enc.weight" in state
+
+
+def build(state: Mapping[str, Tensor], config: Mapping[str, Any] | None, source: Path) -> Segmenter:
+    """Return the model that one of the authors' files is of, with its weights, for instances.
+
+    Such a file tells neither the number of queries (300, as all published ones) nor where they start: from the boxes
+    of their masks, unless ``model.head.initial_boxes`` is set to ``"tokens"`` (the published models for panoptic
+    segmentation, and those without "maskenhanced" in their name).
+
+    Raises:
+        WeightsError: If a key is missing or has no counterpart.
+    """
+    backbone = backbone_from_detectron2(within(state, "backbone."))
+    theirs = within(state, _NECK), within(state, _HEAD)
+    try:
+        neck, unknown = convert_neck(theirs[0])
+        order = decoder_order(theirs[0])
+        head, strange = convert_head(theirs[1], order)
+        model = _model(backbone, neck, head, order)
+    except KeyError as error:
+        raise WeightsError(f"{source}: the weights of Mask DINO lack {error}") from error
+    known = ("backbone.", _NECK, _HEAD)
+    unknown = [_NECK + key for key in unknown] + [_HEAD + key for key in strange]
+    unknown += [key for key in state if not key.startswith(known) and key not in _UNUSED]
+    if unknown:
+        raise WeightsError(
+            f"{source}: {len(unknown)} keys have no counterpart in Mask DINO here: "
+            f"{', '.join(sorted(unknown)[:3])}{', ...' if len(unknown) > 3 else ''}{_hint(unknown)}"
+        )
+    named = {**{f"neck.{k}": v for k, v in neck.items()}, **{f"head.{k}": v for k, v in head.items()}}
+    load_state(model, {**backbone.prefixed, **named}, source)
+    return model
+
+
+def _model(
+    backbone: BackboneChoice, neck: Mapping[str, Tensor], head: Mapping[str, Tensor], order: Sequence[int]
+) -> Segmenter:
+    """Build the model, its sizes read off the weights."""
+    from pixvox.models import create_model
+
+    levels = len(order)
+    extra = sum(neck[f"projections.{i}.0.weight"].shape[-1] > 1 for i in range(levels))
+    model = create_model(
+        head="maskdino",
+        num_classes=len(head["class_branch.bias"]),
+        normalizer="imagenet",
+        num_layers=_count(head, r"decoder\.layers\.(\d+)\."),
+        num_heads=_heads(head["decoder.layers.0.cross_attention.attention_weights.bias"], levels),
+        feedforward=len(head["decoder.layers.0.linear1.bias"]),
+        proposal_sides=[_SIDE * 2**place for place in order],
+        neck__channels=neck["level_embedding"].shape[1],
+        neck__mask_channels=len(neck["mask_features.bias"]),
+        neck__encoded_levels=levels - extra,
+        neck__extra_levels=extra,
+        neck__lateral_levels=_count(neck, r"lateral\.(\d+)\."),
+        neck__num_layers=_count(neck, r"encoder\.layers\.(\d+)\."),
+        neck__num_heads=_heads(neck["encoder.layers.0.attention.attention_weights.bias"], levels),
+        neck__feedforward=len(neck["encoder.layers.0.linear1.bias"]),
+        **backbone.arguments,
+    )
+    model.config["inference"] = {"resize": "shortest", "size": 800, "max_size": 1333}
+    return model
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """Return one more than the largest number that the names hold."""
+    numbers = [int(match[1]) for match in (re.match(pattern, key) for key in state) if match]
+    return 1 + max(numbers, default=-1)
+
+
+def _hint(unknown: Sequence[str]) -> str:
+    """Say what an unknown key may come from."""
+    if any("query_feat" in key or "query_embed" in key for key in unknown):
+        return "; models whose queries are learned instead of chosen (TWO_STAGE: False, LEARN_TGT: True) do not load"
+    return ""
 
 
 def convert_neck(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
