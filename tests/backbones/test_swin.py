@@ -118,7 +118,7 @@ def test_pretrained_weights_come_from_timm_in_every_dimension(monkeypatch):
     monkeypatch.setitem(VARIANTS, "tiny", (96, (1, 1, 1, 1), (3, 6, 12, 24)))
     plane = Swin(in_channels=1, pretrained=True, out_levels=(1, 2)).eval()
     assert torch.equal(plane.patch_embed.proj.weight, source.patch_embed.proj.weight)
-    assert torch.equal(plane.layers[1].downsample.norm.weight, source.layers[2].downsample.norm.weight)
+    assert torch.equal(plane.layers[0].downsample.norm.weight, source.layers[1].downsample.norm.weight)
     volume = Swin(spatial_dims=3, in_channels=1, pretrained=True, out_levels=(1, 2), window=7).eval()
     x = torch.randn(1, 1, 56, 56)
     deep = volume(x[:, :, None].expand(-1, -1, 16, -1, -1))
