@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixvox.ops.kernels.cpu import _Array, _compiled, _share
+from pixvox.ops.kernels.cpu import _Array, _compiled, _inlined, _share
 
 
 def forward(value: Tensor, locations: Tensor, attention: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
@@ -57,7 +57,7 @@ def _kernels(dims: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compile for one number of dimensions: loops over axes and corners then have ends that are known."""
     corners = 1 << dims
 
-    @_compiled
+    @_inlined
     def taps(
         places: _Array, at: int, sizes: _Array, level: int, start: int, row: _Array, weight: _Array, first: int,
         fraction: _Array, reach: _Array,
@@ -154,9 +154,11 @@ def _kernels(dims: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
                             for corner in range(corners):
                                 place, share, dot = row[corner], weight[corner] * factor, zero
                                 for c in range(channels):
-                                    coming = given[image, query, head, c]
-                                    dot += coming * value[image, place, head, c]
-                                    value_gradient[image, place, head, c] += share * coming
+                                    dot += given[image, query, head, c] * value[image, place, head, c]
+                                for c in range(channels):
+                                    value_gradient[image, place, head, c] += (
+                                        share * given[image, query, head, c]
+                                    )
                                 for axis in range(dims):
                                     dot *= reach[axis, (corner >> axis) & 1]
                                 dots[corner] = dot
