@@ -60,7 +60,23 @@ def create_model(
     }  # fmt: skip
     chosen += [f"{key}={value}" for key, value in plain.items()]
     chosen += [override(_place(key), value) for key, value in overrides.items()]
-    config = compose("model", chosen, config_dir)
+    return model_of(chosen, class_names, config_dir)
+
+
+def model_of(
+    overrides: Sequence[str], class_names: Sequence[str] = (), config_dir: str | Path | None = None
+) -> Segmenter:
+    """Build a model from overrides, such as ``["head=fcn", "backbone=simple", "num_classes=2"]``.
+
+    Args:
+        overrides: Of the configuration of a model alone.
+        class_names: Names by class index.
+        config_dir: A folder with configurations of further parts.
+
+    Raises:
+        ConfigError: If a key or a value is wrong, or the parts do not fit together.
+    """
+    config = compose("model", list(overrides), config_dir)
     model_config = {part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS}
     return Segmenter.from_config({**model_config, "class_names": list(class_names)})
 
@@ -87,7 +103,8 @@ def list_heads(task: str | None = None, spatial_dims: int | None = None) -> list
     return [
         name
         for name in _choices("head")
-        if _exists("head", name, spatial_dims) and task in (None, part_class("head", name).task)
+        if _exists("head", name, spatial_dims)
+        and (task is None or task in part_class("head", name).known_tasks())
     ]
 
 

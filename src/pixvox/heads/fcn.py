@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class FCN(Head):
         ValueError: If ``spatial_dims`` is not 2 or 3.
     """
 
-    task: ClassVar[str] = "semantic"
+    task = "semantic"
 
     def __init__(
         self,

@@ -32,8 +32,10 @@ class Head(nn.Module, ABC):
             between heads, so each names its own.
     """
 
-    task: ClassVar[str]
+    task: str
     """``"instance"``, ``"semantic"`` or ``"panoptic"``."""
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """What the argument ``task`` may be, for heads that have one; no such argument when empty."""
     supported_dims: ClassVar[tuple[int, ...]] = (2, 3)
 
     def __init__(
@@ -55,6 +57,11 @@ class Head(nn.Module, ABC):
         self.num_classes = num_classes
         self.score_threshold = score_threshold
         self.pseudo_label_threshold = pseudo_label_threshold
+
+    @classmethod
+    def known_tasks(cls) -> tuple[str, ...]:
+        """Return all tasks that this kind of head can be built for."""
+        return cls.tasks or (cls.task,)
 
     def blocks(self) -> list[nn.Module]:
         """Return the parts that gradient checkpointing computes twice: those that keep much and cost little."""

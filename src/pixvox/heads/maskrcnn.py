@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class MaskRCNN(Head):
         ValueError: If the levels have different channels, or do not fit the anchors.
     """
 
-    task: ClassVar[str] = "instance"
+    task = "instance"
 
     def __init__(
         self,

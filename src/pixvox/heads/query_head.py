@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class QueryHead(Head):
         mask_nms_threshold: IoU of masks of one class above which the one of lower score goes; None keeps all.
     """
 
-    task: ClassVar[str] = "instance"
+    task = "instance"
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class QueryHead(Head):
         crowd = facts.count(99.9)
         return [
             Suggestion(
-                "head.num_queries", query_count(crowd),
+                "num_queries", query_count(crowd),
                 f"an image holds up to {crowd:.0f} objects (99.9th percentile)",
                 "a query answers for one object: half as many again, at least 100, a multiple of 50", DETR,
             )

@@ -1,9 +1,9 @@
-"""Load a model from a run folder, a checkpoint, a safetensors file or a file of torchvision."""
+"""Load a model from a run folder, a checkpoint, a safetensors file, or what others published."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from pixvox.errors import WeightsError
 from pixvox.training.run_folder import pointed
 from pixvox.weights import torchvision
 from pixvox.weights.checkpoint import RECORD_KEY, load_state, read_safetensors, read_torch_file, rebuild
+from pixvox.weights.families import find_family
+from pixvox.weights.transformers_folder import is_transformers_folder, read_transformers_folder
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
@@ -28,7 +30,8 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
 
     Args:
         path: A run folder (its best checkpoint; its newest, with a warning, where that is damaged), a
-            ``.ckpt``, a ``.safetensors`` file that pixvox wrote, or a state dict of torchvision's Mask R-CNN.
+            ``.ckpt``, a ``.safetensors`` file that pixvox wrote, a state dict of torchvision's Mask R-CNN, a
+            folder of transformers or an authors' file of a family in ``pixvox.weights.families``.
         strict: Refuse weights that do not fit; otherwise load those that do.
         trust: Packages beside this one whose classes the file's configuration may name. Nothing else in a
             file is ever executed.
@@ -36,17 +39,37 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
     Raises:
         WeightsError: If there is no such file, or it is damaged, foreign, or does not fit its model.
     """
+    folder = pointed(path)
+    if is_transformers_folder(folder):
+        config, state = read_transformers_folder(folder)
+        return _build_foreign(state, config, folder).eval()
     file, state, record = _read_first(candidates(path))
     if record is None:
-        if torchvision.is_maskrcnn(state):
-            return torchvision.build_maskrcnn(state).eval()
-        raise WeightsError(
-            f"{file}: it holds no record of its model; pixvox.load reads checkpoints and .safetensors files that "
-            "pixvox wrote, and state dicts of torchvision's maskrcnn_resnet50_fpn"
-        )
+        return _build_foreign(state, None, file).eval()
     model = rebuild(record, file, trust)
     load_state(model, state, file, strict)
     return model.eval()
+
+
+def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None, source: Path) -> Segmenter:
+    """Build a model that others trained.
+
+    Raises:
+        WeightsError: If its kind is not known.
+    """
+    if torchvision.is_maskrcnn(state):
+        return torchvision.build_maskrcnn(state)
+    family = find_family(state, config)
+    if family is not None:
+        return family.build(state, config, source)
+    if config is not None:
+        raise WeightsError(
+            f"{source}: model_type={config.get('model_type')!r} of transformers is none that pixvox.load converts"
+        )
+    raise WeightsError(
+        f"{source}: it holds no record of its model; pixvox.load reads checkpoints and .safetensors files that "
+        "pixvox wrote, state dicts of torchvision's maskrcnn_resnet50_fpn, and what pixvox.weights.families names"
+    )
 
 
 def _read_first(files: Sequence[Path]) -> tuple[Path, dict[str, Tensor], Any]:
@@ -106,6 +129,8 @@ def _split(content: Any, file: Path) -> tuple[dict[str, Tensor], Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: it holds a {type(content).__name__}, not the weights of a model")
     state = content.get("state_dict", content)
+    if state is content and isinstance(content.get("model"), dict) and RECORD_KEY not in content:
+        state = content["model"]  # as detectron2 and many authors keep it
     if not isinstance(state, dict):
         raise WeightsError(
             f"{file}: its state_dict is a {type(state).__name__}, not a mapping of names to tensors"

@@ -1,0 +1,71 @@
+"""Read the folders that transformers writes: a configuration and tensors, no code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pixvox.errors import WeightsError
+from pixvox.weights.checkpoint import read_safetensors, read_torch_file
+
+_INDEX = "model.safetensors.index.json"
+"""Names the files of a model that is kept in several."""
+
+
+def is_transformers_folder(path: Path) -> bool:
+    """Tell whether a folder is one of transformers': it has a ``config.json`` that names a kind of model."""
+    return (path / "config.json").is_file() and "model_type" in _read_json(path / "config.json")
+
+
+def read_transformers_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return configuration and tensors, from one safetensors file, several, or a ``pytorch_model.bin``.
+
+    Raises:
+        WeightsError: If there are no weights, or a file is damaged.
+    """
+    config = _read_json(path / "config.json")
+    if (path / "model.safetensors").is_file():
+        return config, read_safetensors(path / "model.safetensors")[0]
+    if (path / _INDEX).is_file():
+        files = sorted(set(_read_json(path / _INDEX).get("weight_map", {}).values()))
+        state: dict[str, Tensor] = {}
+        for file in files:
+            state |= read_safetensors(path / Path(file).name)[0]
+        return config, state
+    if (path / "pytorch_model.bin").is_file():
+        content = read_torch_file(path / "pytorch_model.bin")
+        return config, {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    raise WeightsError(
+        f"{path}: a config.json, but no weights beside it (looked for model.safetensors, {_INDEX}, pytorch_model.bin)"
+    )
+
+
+def class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return the names in a configuration's ``id2label``, when there is one for every class.
+
+    Example:
+        >>> class_names({"id2label": {"0": "cell", "1": "debris"}}, 2), class_names({}, 2)
+        (('cell', 'debris'), ())
+    """
+    names = config.get("id2label") or {}
+    found = tuple(str(names.get(str(i), "")) for i in range(num_classes))
+    return found if len(names) == num_classes and all(found) else ()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file.
+
+    Raises:
+        WeightsError: If it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: it holds a {type(content).__name__}, not a mapping")
+    return content
