@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.parity import assert_near, randomise
 
+from parity import assert_near, randomise
 from pixvox.errors import WeightsError
 from pixvox.losses.mask_points import PixelsAtPoints
 from pixvox.structures import Geometry, Instances

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.parity import assert_near, randomise
 
+from parity import assert_near, randomise
 from pixvox.backbones.simple import Simple
 from pixvox.necks.multi_scale_projector import MultiScaleProjector
 from pixvox.weights.lw_detr import convert_projector
