@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make synthetic datasets, check datasets before training.")
 app.add_typer(data_app, name="data")
+benchmark_app = typer.Typer(no_args_is_help=True, help="Measure models.")
+app.add_typer(benchmark_app, name="benchmark")
 
 Overrides = Annotated[
     list[str] | None,
@@ -404,6 +406,65 @@ def visualize(
         _print_json({"run": str(run), "picture": str(path)})
     else:
         typer.echo(str(path))
+
+
+@benchmark_app.command("components")
+def benchmark_components(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN | KEY=VALUE...]",
+            help="A run folder or checkpoint; or a new model, such as backbone=darknet53 head=hybrid.",
+            show_default=False,
+        ),
+    ] = None,
+    head: Annotated[str | None, typer.Option("--head", help="Head of a new model.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Backbone of a new model.")] = None,
+    image_size: Annotated[
+        str, typer.Option("--image-size", help="Side, or one per axis as in 128,256 (z,y,x for volumes).")
+    ] = "640",
+    image: Annotated[
+        Path | None, typer.Option("--image", help="Segment this file instead of noise, resized.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes that count.")] = 20,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Passes before them.")] = 3,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16.")] = "fp32",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time backbone, neck, head and post-processing of a prediction: medians of repeated passes."""
+    from pixvox.component_timing import model_to_time, time_components
+
+    parts = [f"{name}={value}" for name, value in (("head", head), ("backbone", backbone)) if value]
+    times = time_components(
+        model_to_time([*(model or ()), *parts]),
+        _lengths(image_size),
+        batch_size,
+        repeats,
+        warmup,
+        image,
+        precision,
+    )
+    if as_json:
+        _print_json(times.to_dict())
+        return
+    size = " x ".join(map(str, times.image_size))
+    title = f"{times.device}, {batch_size} of {size}, median of {repeats} passes"
+    _table(title, ("part", "ms", "share", "parameters"), times.rows())
+    memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in times.peak_memory_mib.items())
+    typer.echo(
+        f"{times.images_per_second:.2f} images/s, peak memory: {memory}; {times.instances} objects found"
+    )
+
+
+def _lengths(text: str) -> list[int] | int:
+    """Read a side, or one per axis with or without brackets."""
+    parts = text.strip("[]() ").replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"--image-size {text}: write 640, or one length per axis as in 480,640")
+    lengths = [int(part) for part in parts]
+    return lengths if len(lengths) > 1 else lengths[0]
 
 
 def _options(overrides: Sequence[str] | None) -> dict[str, Any]:
