@@ -15,6 +15,11 @@ def randomise(module, seed=0, wide=1.0):
             scale = 0.3 if parameter.dim() < 2 else parameter[0].numel() ** -0.5
             centre = 1.0 if parameter.dim() == 1 and float(parameter.detach().mean()) == 1.0 else 0.0
             parameter.copy_(centre + torch.randn(parameter.shape, generator=generator) * scale * wide)
+        for name, buffer in sorted(module.named_buffers()):
+            if name.endswith("running_mean"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
+            elif name.endswith("running_var"):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return module
 
 

@@ -78,6 +78,8 @@ def convert_decoder(
     """Return the state dict of our ``MaskedDecoder``, and the keys that have no counterpart."""
     converted: dict[str, Tensor] = {}
     unknown: list[str] = []
+    if "level_embed.weight" not in state:
+        raise WeightsError("the weights of a Mask2Former decoder lack level_embed.weight")
     levels = len(state["level_embed.weight"])
     for key, value in split_attention(state).items():
         name = renamed(key, table)
