@@ -122,7 +122,21 @@ def test_lw_detr_equals_transformers(tmp_path, factors, groups, layers, outs, tr
         if layers > 1:
             total = sum(expected.loss_dict[f"{theirs}_{i}"] for i in range(layers - 1))
             assert_near(losses[f"auxiliary_{name}"], weight * total)
-    assert_near(sum(losses.values()), expected.loss)
+    total = sum(losses.values())
+    assert_near(total, expected.loss)
+    total.backward()
+    expected.loss.backward()
+    theirs = dict(reference.named_parameters())
+    for name, other in (
+        ("head.proposals.0.projection.weight", "model.enc_output.0.weight"),
+        ("head.references.weight", "model.reference_point_embed.weight"),
+        (
+            "head.decoder.layers.0.cross_attention.value_proj.weight",
+            "model.decoder.layers.0.cross_attn.value_proj.weight",
+        ),
+        ("backbone.embedding.weight", "model.backbone.backbone.embeddings.projection.weight"),
+    ):
+        assert_near(model.get_parameter(name).grad, theirs[other].grad, relative=1e-4)
 
 
 def test_lw_detr_with_padding_equals_transformers(tmp_path):
