@@ -378,6 +378,51 @@ def test_losses_are_float32_under_autocast():
         _near(found[name], value)
 
 
+@pytest.mark.parametrize("num_points", [70, 10, None], ids=["maps first", "features first", "grid"])
+def test_comparing_a_few_pairs_at_a_time_changes_no_loss_and_no_gradient(monkeypatch, num_points):
+    size = (24, 40)
+    targets = [_blocks(size, 5, ignored=[4]), _blocks(size, 1)]
+    layer = _prediction(2, 6, CLASSES, (6, 10))
+    criterion = SetCriterion(SigmoidFocal(), {"class": 1.0}, ALL, num_points)
+    leaves = [layer.masks.embeddings, layer.masks.pixels]
+
+    def learn():
+        terms = criterion(_outputs([layer, layer], size), targets)
+        return terms, torch.autograd.grad(terms["mask"] + terms["auxiliary_dice"], leaves)
+
+    expected, gradients = learn()
+    monkeypatch.setattr(mask_points, "_CHUNK", 150)
+    called = []
+    real = mask_points.checkpoint
+    monkeypatch.setattr(mask_points, "checkpoint", lambda *a, **k: called.append(1) or real(*a, **k))
+    found, few = learn()
+    assert called
+    for name, value in expected.items():
+        _near(found[name], value)
+    for gradient, wanted in zip(few, gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_maps_first_and_features_first_learn_the_same(monkeypatch):
+    size = (24, 40)
+    layer = _prediction(1, 6, CLASSES, (6, 10))
+    criterion = SetCriterion(SigmoidFocal(), {"class": 1.0}, ALL, num_points=40)
+    leaves = [layer.masks.embeddings, layer.masks.pixels]
+
+    def learn():
+        terms = criterion(_outputs([layer], size), [_blocks(size, 3)])
+        return terms["mask"], *torch.autograd.grad(terms["mask"] + terms["dice"], leaves)
+
+    expected = learn()
+    sampled = []
+    real = mask_points.sample_at_points
+    monkeypatch.setattr(mask_points, "sample_at_points", lambda *a: sampled.append(len(a[1])) or real(*a))
+    monkeypatch.setattr(mask_points.math, "prod", lambda grid: 10**9)
+    for found, wanted in zip(learn(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert sampled == [130]
+
+
 def test_what_does_not_fit_is_an_error_that_says_so():
     size = (16, 24)
     with pytest.raises(ValueError, match=r"unknown loss weights \['boxes'\]"):

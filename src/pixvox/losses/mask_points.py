@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pixvox.heads.query_predictions import QueryMasks
-from pixvox.ops.points import most_uncertain, random_points, sample_at_points
+from pixvox.losses.query_masks import mask_losses
+from pixvox.ops.points import most_uncertain, point_taps, random_points, sample_at_points
+from pixvox.ops.sampling import multilinear_sampling
 from pixvox.structures import Instances, Masks
+
+_CHUNK = (
+    2**21
+)  # logits of matched queries that are compared at one time: 8 MiB, and a few times that to learn
 
 
 @dataclass
@@ -112,7 +121,11 @@ def _whole_grid(
 
 
 class PixelsAtPoints:
-    """Logits of queries at the points of their image; pixel features are interpolated once for all layers.
+    """Compares the masks of queries with those of objects at the points of their image.
+
+    Pixel features are read at the points for matching once for all layers. Matched queries are compared a few at a
+    time, and forgotten in between: the backward pass computes their logits again, so that the memory of a crowded
+    image does not grow with its objects times the layers.
 
     Args:
         points: Points of each image.
@@ -122,37 +135,71 @@ class PixelsAtPoints:
     def __init__(self, points: Sequence[MaskPoints | None], padded_size: Sequence[int]) -> None:
         self.points = points
         self.padded_size = padded_size
-        self._sampled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        # Maps are kept beside what is made of them, so that their id is not given to other ones.
+        self._flat: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self._read: dict[tuple[int, int, bool], Tensor] = {}
 
     def matching_logits(self, masks: QueryMasks, image: int) -> Float[Tensor, "queries points"]:
         """Return the logits of all queries of one image at the points for matching."""
-        pixels = self._pixels(masks, image)[: self._of(image).num_matching]
-        return _product(masks.embeddings[image], pixels.detach())
-
-    def learning_logits(
-        self, masks: QueryMasks, image: int, queries: Int[Tensor, " pairs"], objects: Int[Tensor, " pairs"]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits, truth and weight of matched queries at the points to learn at, ``(pairs, points)``."""
         points = self._of(image)
-        if len(queries) == 0:  # keeps the graph without reading a pixel
-            nothing = _product(
-                masks.embeddings[image, queries], masks.pixels[image].flatten(1)[:, :1].float().T
-            )
-            return nothing, torch.zeros_like(nothing), None
-        pixels, first = self._pixels(masks, image), points.num_matching or 0
-        logits = _product(masks.embeddings[image, queries], pixels[first:])
-        truth = points.truth[objects, first:]
-        weight = None if points.weight is None else points.weight[first:].expand_as(truth)
-        if points.num_matching is None:
-            return logits, truth, weight
-        uncertain = most_uncertain(logits[:, : points.num_candidates], points.num_uncertain)
-        rest = torch.arange(points.num_candidates, logits.shape[1], device=logits.device)
-        chosen = torch.cat([uncertain, rest.expand(len(logits), -1)], dim=1)
-        return (
-            logits.gather(1, chosen),
-            truth.gather(1, chosen),
-            None if weight is None else weight.gather(1, chosen),
-        )
+        with torch.no_grad(), _float32(masks.pixels):
+            if points.places is None:
+                features = self._pixels(masks, image)
+            else:
+                features = self._at_places(masks, image, points.places[: points.num_matching], learning=False)
+            return masks.embeddings[image].float() @ features
+
+    def losses(
+        self,
+        masks: QueryMasks,
+        image: int,
+        queries: Int[Tensor, " pairs"],
+        objects: Int[Tensor, " pairs"],
+        focal: bool = False,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return the mask and the Dice loss of matched queries, each summed over the pairs.
+
+        Args:
+            masks: Of one layer.
+            image: Which image of the batch.
+            queries: Matched queries of it.
+            objects: The object of each.
+            focal: Focal loss instead of the plain cross entropy.
+        """
+        with _float32(masks.pixels):
+            embeddings = masks.embeddings[image, queries].float()
+            if len(queries) == 0:  # keeps the graph without reading a pixel
+                nothing = embeddings.sum() + self._pixels(masks, image)[:, :0].sum()
+                return nothing, nothing
+            features, taps = self._features(masks, image)
+            size = max(1, _CHUNK // max(features.shape[1], self._of(image).truth.shape[1]))
+            parts = [
+                (embeddings[start : start + size], features, objects[start : start + size])
+                for start in range(0, len(objects), size)
+            ]
+            compare = functools.partial(_compare, points=self._of(image), taps=taps, focal=focal)
+            if len(parts) == 1:
+                return compare(*parts[0])
+            found = [
+                checkpoint(compare, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
+            ]
+            return torch.stack([mask for mask, _ in found]).sum(), torch.stack(
+                [dice for _, dice in found]
+            ).sum()
+
+    def _features(self, masks: QueryMasks, image: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return features to multiply with, and the taps that lead from them to the points (None: they are these).
+
+        Both ways give the same logits, as interpolation is linear: maps of the matched queries, then interpolated; or
+        features interpolated at the points first. The smaller of the two is taken.
+        """
+        points = self._of(image)
+        if points.places is None:
+            return self._pixels(masks, image), None
+        places = points.places[points.num_matching :]
+        if math.prod(masks.grid) > len(places):
+            return self._at_places(masks, image, places, learning=True), None
+        return self._pixels(masks, image), point_taps(places, masks.grid, self.padded_size)
 
     def _of(self, image: int) -> MaskPoints:
         points = self.points[image]
@@ -160,27 +207,58 @@ class PixelsAtPoints:
             raise ValueError("no points were drawn for this image, as no mask cost or weight is set")
         return points
 
-    def _pixels(self, masks: QueryMasks, image: int) -> Float[Tensor, "points channels"]:
-        """Return the pixel features at all points of one image; layers that share a map share them."""
-        key = (id(masks.pixels), image)
-        if key not in self._sampled:
+    def _pixels(self, masks: QueryMasks, image: int) -> Float[Tensor, "channels cells"]:
+        """Return the pixel features of one image as rows of channels; layers that share a map share them."""
+        key = id(masks.pixels)
+        if key not in self._flat:
             # Matching comes first and needs no gradient, but learning reads the same features with one.
-            with torch.set_grad_enabled(masks.pixels.requires_grad), _float32(masks.pixels):
-                places, pixels = self._of(image).places, masks.pixels[image].float()
-                found = (
-                    pixels.flatten(1).T
-                    if places is None
-                    else sample_at_points(pixels, places, self.padded_size)
-                )
-            # The map is kept beside them, so that its id is not given to another one.
-            self._sampled[key] = (found, masks.pixels)
-        return self._sampled[key][0]
+            with torch.set_grad_enabled(masks.pixels.requires_grad):
+                self._flat[key] = (masks.pixels, masks.pixels.float().flatten(2).unbind())
+        return self._flat[key][1][image]
+
+    def _at_places(
+        self, masks: QueryMasks, image: int, places: Tensor, learning: bool
+    ) -> Float[Tensor, "channels points"]:
+        key = (id(masks.pixels), image, learning)
+        if key not in self._read:
+            pixels = self._pixels(masks, image).view(-1, *masks.grid)
+            self._read[key] = sample_at_points(pixels, places, self.padded_size).T
+        return self._read[key]
+
+
+def _compare(
+    embeddings: Tensor,
+    features: Tensor,
+    objects: Tensor,
+    points: MaskPoints,
+    taps: tuple[Tensor, Tensor] | None,
+    focal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the mask and the Dice loss of some pairs at their points, of which the uncertain ones are chosen here."""
+    values = embeddings @ features
+    first = points.num_matching or 0
+    truth = points.truth[objects, first:]
+    weight = None if points.weight is None else points.weight[first:].expand_as(truth)
+    if points.num_matching is None:
+        return mask_losses(values, truth, weight, focal)
+    with torch.no_grad():
+        candidates = values[:, : points.num_candidates]
+        if taps is not None:
+            index, share = (tap[: points.num_candidates] for tap in taps)
+            candidates = multilinear_sampling(values.T, index, share).T
+        uncertain = most_uncertain(candidates, points.num_uncertain)
+        rest = torch.arange(points.num_candidates, truth.shape[1], device=truth.device)
+        chosen = torch.cat([uncertain, rest.expand(len(truth), -1)], dim=1)
+    if taps is None:
+        logits = values.gather(1, chosen)
+    else:
+        corners = zip(taps[0].unbind(1), taps[1].unbind(1), strict=True)
+        logits = torch.stack(
+            [values.gather(1, index[chosen]) * share[chosen] for index, share in corners]
+        ).sum(dim=0)
+    weight = None if weight is None else weight.gather(1, chosen)
+    return mask_losses(logits, truth.gather(1, chosen), weight, focal)
 
 
 def _float32(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
-
-
-def _product(embeddings: Tensor, pixels: Tensor) -> Tensor:
-    with _float32(embeddings):
-        return embeddings.float() @ pixels.T

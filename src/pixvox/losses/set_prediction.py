@@ -14,7 +14,6 @@ from pixvox.distributed.world import world_mean
 from pixvox.heads.query_predictions import DenoisingPredictions, QueryPrediction
 from pixvox.losses.mask_points import MaskPoints, PixelsAtPoints, PointDraw
 from pixvox.losses.query_classification import NO_OBJECT, QueryClassification
-from pixvox.losses.query_masks import mask_losses
 from pixvox.ops.boxes import box_convert, box_iou, box_volume, generalized_box_iou
 from pixvox.ops.matching import Candidates, HungarianMatcher
 from pixvox.structures import Instances
@@ -214,7 +213,9 @@ class SetCriterion:
         labels = torch.full(logits.shape[:2], NO_OBJECT, dtype=torch.int64, device=logits.device)
         ious = torch.zeros(logits.shape[:2], device=logits.device) if prediction.boxes is not None else None
         # A sum of nothing, which keeps the graph: parameters get zeros, not None, when nothing is matched.
-        names = [name for name in self.weights if prediction.masks is not None or name not in ("mask", "dice")]
+        names = [
+            name for name in self.weights if prediction.masks is not None or name not in ("mask", "dice")
+        ]
         terms = dict.fromkeys(names, logits[:, :0].float().sum())
         for i, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
             labels[i, queries] = truth.labels[objects]
@@ -225,8 +226,8 @@ class SetCriterion:
                     if name in terms:
                         terms[name] = terms[name] + value / count
             if prediction.masks is not None and ("mask" in terms or "dice" in terms):
-                values = sampler.learning_logits(prediction.masks, i, queries, objects)
-                for name, value in zip(("mask", "dice"), mask_losses(*values, self.focal), strict=True):
+                values = sampler.losses(prediction.masks, i, queries, objects, self.focal)
+                for name, value in zip(("mask", "dice"), values, strict=True):
                     if name in terms:
                         terms[name] = terms[name] + value / count
         if "class" in terms:

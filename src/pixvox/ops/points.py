@@ -50,10 +50,22 @@ def sample_at_points(
         >>> sample_at_points(ramp, torch.tensor([[2.0, 10.0]]), size=(4, 16)).tolist()
         [[20.0]]
     """
-    grid = features.shape[1:]
-    scale = points.new_tensor([cells / length for cells, length in zip(grid, size, strict=True)])
-    index, weight = corner_taps(points * scale - 0.5, grid)
+    index, weight = point_taps(points, features.shape[1:], size)
     return multilinear_sampling(channels_last_table(features[None]), index, weight)
+
+
+def point_taps(
+    points: Float[Tensor, "points dims"], grid: Sequence[int], size: Sequence[int]
+) -> tuple[Int[Tensor, "points corners"], Float[Tensor, "points corners"]]:
+    """Return the cells around each point, numbered row-major, and the weight of each; 0 beyond the border.
+
+    Args:
+        points: Places in pixels of a canvas, array order.
+        grid: Lengths of a grid that covers the canvas.
+        size: Lengths of the canvas.
+    """
+    scale = points.new_tensor([cells / length for cells, length in zip(grid, size, strict=True)])
+    return corner_taps(points * scale - 0.5, grid)
 
 
 def most_uncertain(logits: Float[Tensor, "masks points"], count: int) -> Int[Tensor, "masks count"]:
@@ -65,4 +77,4 @@ def most_uncertain(logits: Float[Tensor, "masks points"], count: int) -> Int[Ten
         >>> most_uncertain(torch.tensor([[3.0, -0.1, -7.0, 0.5]]), 2).tolist()
         [[1, 3]]
     """
-    return logits.detach().abs().topk(count, dim=1, largest=False).indices
+    return logits.detach().abs().topk(count, dim=1, largest=False, sorted=False).indices
