@@ -273,7 +273,7 @@ def _implied(name: str, parsed: Sequence[Override]) -> list[str]:
         if not {"epochs", "max_steps"} & given.keys():
             lines += ["max_steps=100", "epochs=-1"]
         if "learning_rate" not in given:
-            lines.append("learning_rate=3e-3")
+            lines.append("learning_rate=${recommended.overfit_learning_rate}")
     steps = given["max_steps"].value() if "max_steps" in given else 0
     if "epochs" not in given and isinstance(steps, int) and steps > 0:
         lines.append("epochs=-1")

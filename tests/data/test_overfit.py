@@ -1,5 +1,6 @@
 import pytest
 
+from pixvox.configuration import compose
 from pixvox.data.datamodule import DataModule
 from pixvox.data.overfit import STEPS_PER_EPOCH, overfit
 from pixvox.data.synthetic.shapes import Shapes
@@ -43,10 +44,20 @@ HEADS = {
                  "head.box_samples=64", "head.positive_fraction=0.5", "head.box_levels=2",
                  "head.positive_iou=0.7"],
     "fcn": ["head=fcn", "data.train.task=semantic"],
+    "hybrid": ["head=hybrid", "neck.out_channels=48", "neck.coarsest_channels=64", "head.channels=96",
+               "head.num_layers=2", "head.num_heads=4", "head.feedforward=192", "head.dropout=0",
+               "head.num_queries=20", "head.mask_convs=1", "learning_rate=1e-3"],
 }  # fmt: skip
 
 
-SCORES = {"maskrcnn": "mean_matched_IoU", "fcn": "mIoU"}
+SCORES = {"maskrcnn": "mean_matched_IoU", "fcn": "mIoU", "hybrid": "mean_matched_IoU"}
+
+
+@pytest.mark.parametrize(("head", "rate"), [("fcn", 3e-3), ("hybrid", 3e-4)])
+def test_the_head_says_how_fast_to_learn_by_heart(head, rate):
+    chosen = [f"head={head}", "overfit_images=1"]
+    assert compose("train", chosen).optimizer.lr == rate
+    assert compose("train", [*chosen, "learning_rate=1e-2"]).optimizer.lr == 1e-2
 
 
 @pytest.mark.slow
