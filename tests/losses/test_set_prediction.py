@@ -2,6 +2,7 @@
 
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -417,7 +418,7 @@ def test_maps_first_and_features_first_learn_the_same(monkeypatch):
     sampled = []
     real = mask_points.sample_at_points
     monkeypatch.setattr(mask_points, "sample_at_points", lambda *a: sampled.append(len(a[1])) or real(*a))
-    monkeypatch.setattr(mask_points.math, "prod", lambda grid: 10**9)
+    monkeypatch.setattr(mask_points, "math", SimpleNamespace(prod=lambda grid: 10**9))
     for found, wanted in zip(learn(), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
     assert sampled == [130]
