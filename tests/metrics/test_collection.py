@@ -41,6 +41,23 @@ def test_instance_set_scores_both_dimensions(spatial_dims):
     assert math.isnan(metrics.compute()["AP"])
 
 
+def test_boxes_alone_are_scored_as_boxes():
+    metrics = default_metrics(nuclei(2), iou_types=["bbox"])
+    boxes = Segmentation(
+        Instances(boxes=result(0).instances.boxes, scores=torch.tensor([0.9, 0.8]), size=(4, 7))
+    )
+    metrics.update([boxes], [result(0)])
+    scores = metrics.compute()
+    assert scores["box_AP"] == scores[metrics.monitor] == 1.0
+    assert not any(name.startswith(("mask_", "matched_", "PQ")) for name in scores)
+    with pytest.raises(ConfigError, match=r"metrics\.iou_types=\[bbox\]"):
+        default_metrics(nuclei(2)).update([boxes], [result(0)])
+    with pytest.raises(ConfigError, match="boxes of volumes have no scores"):
+        default_metrics(nuclei(3), iou_types=["bbox"])
+    with pytest.raises(ConfigError, match="iou_types must be"):
+        default_metrics(nuclei(2), iou_types=["mask"])
+
+
 def test_semantic_set_follows_the_metadata():
     metrics = default_metrics(Metadata("semantic", 3, ("background", "vessel"), 1, ignore_index=9))
     truth = Segmentation(class_map=torch.tensor([[[0, 1, 9]]]))

@@ -99,7 +99,7 @@ class CocoAveragePrecision(Metric):
             raise DataError(f"the {what} has no scores to rank by; set Instances.scores")
         instances = instances.to("cpu")
         if instances.masks is None and "segm" in self.iou_types:
-            raise ConfigError(f"the {what} holds boxes without masks; score it with iou_types=['bbox']")
+            raise ConfigError(f"the {what} holds boxes without masks; score it with metrics.iou_types=[bbox]")
         corners = instances.boxes.double().numpy()
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         rles = instances.masks.rle() if instances.masks is not None and "segm" in self.iou_types else None

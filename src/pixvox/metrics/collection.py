@@ -98,11 +98,12 @@ def default_metrics(
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     max_detections: int | None = None,
     per_class: bool = True,
+    iou_types: Sequence[str] = ("bbox", "segm"),
 ) -> Metrics:
     """Return the metrics that suit a dataset, by its task and dimensions.
 
     Semantic: ``SemanticScores``. Instances: ``LabelMapScores`` in 2-D and 3-D, and in 2-D
-    ``CocoAveragePrecision`` as well.
+    ``CocoAveragePrecision`` as well; of boxes alone the latter.
 
     Args:
         metadata: Tells task, dimensions, classes and ignore index.
@@ -112,6 +113,10 @@ def default_metrics(
         thresholds: IoU thresholds of matched scores.
         max_detections: Detections per image and class of the dense COCO scores; None for all.
         per_class: Add semantic scores per class.
+        iou_types: What instances are scored by; ``["bbox"]`` for models that predict no masks.
+
+    Raises:
+        ConfigError: For a task without metrics, or boxes of volumes alone.
     """
     metrics: dict[str, Metric]
     if metadata.task == "semantic":
@@ -123,11 +128,26 @@ def default_metrics(
         return Metrics(metrics, best_by or "max:mIoU")
     if metadata.task != "instance":
         raise ConfigError(f"no metrics are known for task {metadata.task!r}; it is 'instance' or 'semantic'")
+    if "segm" not in iou_types:
+        return _box_metrics(metadata, iou_types, best_by, max_detections)
     metrics = {
         "label_map": LabelMapScores(thresholds, score_threshold, num_classes=len(metadata.class_names))
     }
     if metadata.spatial_dims == 2:
         metrics = {
-            "coco": CocoAveragePrecision(max_detections=max_detections, class_names=metadata.class_names)
+            "coco": CocoAveragePrecision(iou_types, max_detections, class_names=metadata.class_names)
         } | metrics
     return Metrics(metrics, best_by or "max:AP")
+
+
+def _box_metrics(
+    metadata: Metadata, iou_types: Sequence[str], best_by: str | None, max_detections: int | None
+) -> Metrics:
+    """Return the metrics of models that predict no masks."""
+    if metadata.spatial_dims != 2:
+        raise ConfigError(
+            "boxes of volumes have no scores of their own yet; train with masks, as with head.masks=true, or leave "
+            "metrics.iou_types as it is"
+        )
+    coco = CocoAveragePrecision(iou_types, max_detections, class_names=metadata.class_names)
+    return Metrics({"coco": coco}, best_by or "max:box_AP")
