@@ -5,6 +5,7 @@ import torch
 
 from parity import assert_near, randomise
 from pixvox.necks.pixel_decoder import PixelDecoder
+from pixvox.transformer.positions import SinePositionalEncoding
 from pixvox.weights.pixel_decoder import TRANSFORMERS, convert_pixel_decoder
 
 CHANNELS, STRIDES = (6, 10, 12, 14), (4, 8, 16, 32)
@@ -66,3 +67,83 @@ def test_levels_and_gradients_equal_transformers(size, common_stride, channels, 
     sum((o * o.detach().cos()).sum() for o in outputs).backward()
     for level, other in list(zip(own, levels, strict=True))[used:]:
         assert_near(level.grad, other.grad, relative=1e-4)
+
+
+def _neck(dims, extra=1):
+    neck = PixelDecoder(
+        CHANNELS[:3], [(s,) * dims for s in STRIDES[:3]], dims, 8, 6, None, extra, 2, num_heads=2, num_points=2,
+        feedforward=12,
+    )  # fmt: skip
+    return randomise(neck).eval()
+
+
+def _offsets(value, heads=2, points=2, axes=2):
+    """Return offsets as heads, levels, points, axes, and what is left."""
+    return value.unflatten(0, (heads, -1, points, axes))
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (0, 2, 1)])
+def test_permuting_the_axes_permutes_the_levels(order, monkeypatch):
+    # Encodings have depth apart from the plane: they are taken out. Kernels and offsets turn with the axes.
+    monkeypatch.setattr(
+        SinePositionalEncoding, "forward", lambda self, x, valid=None: torch.zeros_like(x[:, :8])
+    )
+    axes = (0, 1, *(2 + axis for axis in order))
+    back = [2 - axis for axis in reversed(order)]  # the same of (x, y, z)
+    neck, turned = _neck(3), _neck(3)
+    state = neck.state_dict()
+    for key, value in state.items():
+        if value.dim() == 5:
+            state[key] = value.permute(axes)
+        elif "sampling_offsets" in key:
+            state[key] = _offsets(value, axes=3)[:, :, :, back].flatten(0, 3)
+    turned.load_state_dict(state)
+    levels = [level.detach() for level in _levels((32, 64, 48), 1, strides=STRIDES)[:3]]
+    with torch.no_grad():
+        expected, outputs = neck(levels), turned([level.permute(axes) for level in levels])
+    for output, want in zip(outputs, expected, strict=True):
+        assert_near(output, want.permute(axes), relative=2e-5)
+
+
+def test_one_slice_gives_what_2d_gives(monkeypatch):
+    # Depth's encoding of the one slice is a constant: it is taken out.
+    encode = SinePositionalEncoding._encode
+    monkeypatch.setattr(
+        SinePositionalEncoding,
+        "_encode",
+        lambda self, axis, *rest: encode(self, axis, *rest) * (0.0 if axis == -3 else 1.0),
+    )
+    flat, deep = _neck(2), _neck(3)
+    state, lifted = deep.state_dict(), {}
+    for key, value in flat.state_dict().items():
+        lifted[key] = torch.zeros_like(state[key])
+        if "sampling_offsets" in key:
+            _offsets(lifted[key], axes=3)[:, :, :, :2] = _offsets(value)
+        elif value.dim() == 4:
+            lifted[key][:, :, state[key].shape[2] // 2] = value
+        else:
+            lifted[key] = value
+    deep.load_state_dict(lifted)
+    deep.encoded_strides = tuple((1, *stride) for stride in flat.encoded_strides)
+    levels = [level.detach() for level in _levels((64, 96))[:3]]
+    valid = torch.tensor([[40, 96], [64, 50]])
+    with torch.no_grad():
+        expected = flat(levels, valid)
+        outputs = deep(
+            [level[:, :, None] for level in levels], torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
+        )
+    for output, want in zip(outputs, expected, strict=True):
+        assert_near(output[:, :, 0], want)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (16, 48, 32)])
+def test_every_parameter_and_level_gets_a_gradient(size):
+    neck, levels = _neck(len(size)).train(), _levels(size)[:3]
+    outputs = neck(levels)
+    assert [o.shape[1] for o in outputs] == list(neck.channels)
+    for output, stride in zip(outputs, neck.strides, strict=True):
+        assert tuple(output.shape[2:]) == tuple(-(-n // s) for n, s in zip(size, stride, strict=True))
+    sum((output * output.detach().cos()).sum() for output in outputs).backward()
+    for name, parameter in [*neck.named_parameters(), *enumerate(levels)]:
+        grad = parameter.grad
+        assert grad is not None and bool(grad.isfinite().all()) and float(grad.abs().max()) > 0, name
