@@ -136,11 +136,17 @@ class MaskDINO(QueryHead):
         elif self.training:
             # No parameter may be left out of a step, or processes would wait for its gradient.
             queries = queries + 0.0 * self.denoising.labels.weight.sum()
+        shares = tokens.valid_ratios[:, :1].repeat(1, 1, 2)
         states = self.decoder(
-            queries, self.positions, references, tokens,
+            queries,
+            lambda places: self.positions(
+                places / shares
+            ),  # relative to the valid part: padding changes nothing
+            references,
+            tokens,
             refine=lambda layer, states, boxes: self._move(states, boxes),
             mask=None if noised is None else noised.mask,
-        )  # fmt: skip
+        )
         predictions = [self._predict(self.decoder.norm(queries), references, pixels)]
         for after, reference in zip(states.queries, states.references[:-1], strict=True):
             # As the authors' code does: boxes from normalised queries, classes and masks from twice normalised ones.
