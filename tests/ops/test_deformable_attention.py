@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from pixvox.ops import multi_scale_deformable_attention
 
+BACKENDS = ["torch", "gather", "numba"]
 LEVELS = {2: [(6, 9), (3, 5)], 3: [(3, 5, 4), (2, 3, 2)]}
 
 
@@ -51,6 +52,63 @@ def test_attention_equals_grid_sample_in_value_and_gradients(dims, backend):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_attention_equals_that_of_transformers_in_value_and_gradients(backend):
+    from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+
+    ours = [tensor.clone().requires_grad_() for tensor in case(2)]
+    theirs = [tensor.clone().requires_grad_() for tensor in case(2)]
+    shapes, starts = torch.tensor(LEVELS[2]), torch.tensor([0, 54])
+    value = multi_scale_deformable_attention(ours[0], shapes, ours[1], ours[2], backend)
+    expected = MultiScaleDeformableAttention()(theirs[0], shapes, LEVELS[2], starts, *theirs[1:], 64)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    given = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    value.backward(given)
+    expected.backward(given)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_centre_of_every_pixel_of_a_ramp_gives_its_number(dims, backend):
+    shape = LEVELS[dims][0]
+    count = math.prod(shape)
+    axes = [(torch.arange(n) + 0.5) / n for n in shape]
+    centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flip(-1)
+    sampled = multi_scale_deformable_attention(
+        torch.arange(float(count)).view(1, count, 1, 1),
+        [shape],
+        centres.view(1, count, 1, 1, 1, dims),
+        torch.ones(1, count, 1, 1, 1),
+        backend,
+    )
+    torch.testing.assert_close(sampled.flatten(), torch.arange(float(count)), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_lies_outside_is_zero_and_half_outside_half(backend):
+    value = torch.full((1, 6, 1, 1), 8.0)
+    places = [(-0.5, 0.5), (0.5, 1.6), (0.0, 0.5), (1.0, 1.0), (-1e30, 0.5), (0.5, float("inf"))]
+    locations = torch.tensor(places).view(1, 6, 1, 1, 1, 2).requires_grad_()
+    sampled = multi_scale_deformable_attention(
+        value, [(2, 3)], locations[:, :5], torch.ones(1, 5, 1, 1, 1), backend
+    )
+    assert sampled.flatten().tolist() == [0.0, 0.0, 4.0, 2.0, 0.0]
+    sampled.sum().backward()
+    assert locations.grad[0, 2].flatten().tolist() == [24.0, 0.0]  # 8 over the width of a pixel
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_location_that_is_no_number_is_seen_in_its_query_alone(backend):
+    value, locations, attention = case(2)
+    locations[1, 3, 0, 0, 0, 1] = float("nan")
+    output = multi_scale_deformable_attention(value, LEVELS[2], locations, attention, backend)
+    broken = torch.zeros(2, 7, 12, dtype=torch.bool)
+    broken[1, 3, :4] = True
+    assert torch.equal(output.isnan(), broken)
+
+
 def test_a_ramp_is_read_where_it_is_sampled():
     ramp = torch.arange(48.0).view(1, 48, 1, 1)
     locations = torch.tensor([[3.5 / 8, 2.5 / 6], [6.5 / 8, 5.5 / 6]]).view(1, 2, 1, 1, 1, 2)
@@ -84,25 +142,138 @@ def test_permuted_axes_give_the_same():
     torch.testing.assert_close(permuted, expected)
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("backend", ["torch", "gather", "numba"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_attention_passes_gradcheck(dims, backend):
-    value, locations, attention = (tensor[:1] for tensor in case(dims, torch.float64))
-    inputs = [tensor.clone().requires_grad_() for tensor in (value, locations[:, :2], attention[:, :2])]
+    value, locations, attention = case(dims, torch.float64)
+    inputs = [value[:1, :, :2, :2], locations[:1, :2, :2, :, :2], attention[:1, :2, :2, :, :2]]
+    inputs = [tensor.clone().requires_grad_() for tensor in inputs]
     assert torch.autograd.gradcheck(
         lambda v, p, a: multi_scale_deformable_attention(v, LEVELS[dims], p, a, backend), inputs
     )
 
 
-def test_autocast_samples_at_exact_locations():
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_autocast_samples_at_exact_locations(backend):
     value, locations, attention = case(2)
+    locations.requires_grad_()
     expected = multi_scale_deformable_attention(value, LEVELS[2], locations, attention)
     with torch.autocast("cpu", torch.bfloat16):
-        low = multi_scale_deformable_attention(value.bfloat16(), LEVELS[2], locations, attention.bfloat16())
+        low = multi_scale_deformable_attention(value.bfloat16(), LEVELS[2], locations, attention, backend)
+    assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), expected, rtol=0.05, atol=0.05)
+    (slope,) = torch.autograd.grad(expected.sum(), locations)
+    (low_slope,) = torch.autograd.grad(low.float().sum(), locations)
+    assert low_slope.dtype == torch.float32
+    torch.testing.assert_close(low_slope, slope, rtol=0.05, atol=0.05 * float(slope.abs().max()))
+
+
+def test_the_compiled_form_sums_half_precision_in_float32():
+    value, locations, attention = case(2)
+    low = multi_scale_deformable_attention(value.half(), LEVELS[2], locations, attention, "numba")
+    exact = multi_scale_deformable_attention(value.half().float(), LEVELS[2], locations, attention, "numba")
+    assert torch.equal(low, exact.half())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_queries_give_nothing_and_zero_gradients(backend):
+    value, locations, attention = case(3)
+    inputs = [
+        tensor.requires_grad_() for tensor in (value, locations[:, :0].clone(), attention[:, :0].clone())
+    ]
+    output = multi_scale_deformable_attention(inputs[0], LEVELS[3], *inputs[1:], backend)
+    assert output.shape == (2, 0, 12)
+    output.sum().backward()
+    assert torch.equal(value.grad, torch.zeros_like(value))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_of_the_inputs_do_not_matter(backend):
+    inputs = [tensor.requires_grad_() for tensor in case(2)]
+    turned = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in inputs]
+    assert not any(tensor.is_contiguous() for tensor in turned)
+    given = torch.randn(2, 12, 7, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
+    results = []
+    for value, locations, attention in (inputs, turned):
+        output = multi_scale_deformable_attention(value, LEVELS[2], locations, attention, backend)
+        results.append([output, *torch.autograd.grad(output, inputs, given)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_threads_share_the_work_and_agree_to_the_last_bit():
+    inputs = [tensor.requires_grad_() for tensor in case(3)]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 4):  # 4 threads own 6 heads of 2 images unevenly
+            torch.set_num_threads(count)
+            output = multi_scale_deformable_attention(inputs[0], LEVELS[3], *inputs[1:], "numba")
+            results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+class Attend(torch.nn.Module):
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.shapes = LEVELS[dims]
+
+    def forward(self, value, locations, attention):
+        return multi_scale_deformable_attention(value, self.shapes, locations, attention)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_export_takes_the_gather_form_and_gives_the_same_values(dims):
+    inputs = case(dims)
+    program = torch.export.export(Attend(dims), inputs)
+    names = {str(node.target) for node in program.graph.nodes}
+    assert not any("embedding_bag" in name or "pixvox" in name for name in names)
+    torch.testing.assert_close(program.module()(*inputs), Attend(dims)(*inputs))
+
+
+def test_the_gather_form_can_be_differentiated_twice_and_the_compiled_one_says_that_it_cannot():
+    inputs = [tensor[:1].clone().requires_grad_() for tensor in case(2, torch.float64)]
+    inputs[1:] = [tensor[:, :1, :1].detach().requires_grad_() for tensor in inputs[1:]]
+    inputs[0] = inputs[0][:, :, :1].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda v, p, a: multi_scale_deformable_attention(v, LEVELS[2], p, a, "gather"), inputs
+    )
+    output = multi_scale_deformable_attention(inputs[0], LEVELS[2], *inputs[1:], "numba").square().sum()
+    (slope,) = torch.autograd.grad(output, inputs[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="deformable_attention_backward"):
+        slope.sum().backward()
+
+
+def test_without_numba_the_stock_operator_is_taken(monkeypatch):
+    from pixvox.ops import deformable_attention
+
+    monkeypatch.setattr(deformable_attention, "has_numba", lambda: False)
+    value, locations, attention = case(2)
+    expected = multi_scale_deformable_attention(value, LEVELS[2], locations, attention, "torch")
+    assert torch.equal(multi_scale_deformable_attention(value, LEVELS[2], locations, attention), expected)
+    with pytest.raises(ValueError, match="pip install numba"):
+        multi_scale_deformable_attention(value, LEVELS[2], locations, attention, "numba")
+
+
+def test_a_backend_of_another_device_is_refused():
+    value, locations, attention = case(2)
+    with pytest.raises(ValueError, match="triton backend is for cuda, value is on cpu"):
+        multi_scale_deformable_attention(value, LEVELS[2], locations, attention, "triton")
+    with pytest.raises(ValueError, match="got 'grid'"):
+        multi_scale_deformable_attention(value, LEVELS[2], locations, attention, "grid")
 
 
 def test_levels_that_do_not_add_up_are_refused():
     value, locations, attention = case(2)
     with pytest.raises(ValueError, match="63 positions"):
         multi_scale_deformable_attention(value, [(6, 8), (3, 5)], locations, attention)
+
+
+def test_locations_of_another_dimension_are_refused():
+    value, locations, attention = case(2)
+    with pytest.raises(ValueError, match="locations of 3 coordinates"):
+        multi_scale_deformable_attention(
+            value, LEVELS[2], torch.cat([locations, locations[..., :1]], -1), attention
+        )

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pixvox.ops.sampling import has_numba, is_exporting, multilinear_sampling
 
+_BACKENDS = ("auto", "torch", "gather", "numba", "triton")
+
 
 def multi_scale_deformable_attention(
     value: Float[Tensor, "batch positions heads channels"],
@@ -58,6 +60,8 @@ def multi_scale_deformable_attention(
         spatial_shapes = spatial_shapes.tolist()
     shapes = [tuple(shape) for shape in spatial_shapes]
     _check(shapes, value, sampling_locations)
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend is one of {', '.join(_BACKENDS)}, got {backend!r}")
     if backend == "auto":
         backend = _best_backend(value)
     if sampling_locations.dtype != torch.float64:
