@@ -15,9 +15,14 @@ from together import together
 STEPS = 3
 SMALL = {"neck__out_channels": 8, "box_features": 8, "mask_channels": 4, "mask_convs": 1, "num_proposals": [30, 30],
          "box_samples": 8, "rpn_samples": 8, "positive_fraction": 0.5}  # fmt: skip
+QUERIES = {"neck__channels": 8, "neck__mask_channels": 4, "neck__num_layers": 1, "neck__num_heads": 2,
+           "neck__feedforward": 8, "num_queries": 6, "num_layers": 1, "num_heads": 2, "feedforward": 8,
+           "num_points": 30}  # fmt: skip
 HEADS = {
     "maskrcnn-2d": ("maskrcnn", (32, 40), SMALL),
     "maskrcnn-3d": ("maskrcnn", (8, 24, 32), SMALL),
+    "maskdino-2d": ("maskdino", (32, 40), {**QUERIES, "denoising_queries": 7}),
+    "maskdino-3d": ("maskdino", (8, 24, 32), {**QUERIES, "denoising_queries": 7}),
     "fcn-2d": ("fcn", (24, 32), {"norm": "group", "dropout": 0.0}),
     "fcn-3d": ("fcn", (4, 12, 16), {"norm": "group", "dropout": 0.0}),
 }
