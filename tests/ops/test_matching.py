@@ -6,8 +6,8 @@ from scipy.optimize import linear_sum_assignment
 from torchvision.ops import sigmoid_focal_loss
 
 from pixvox.errors import TrainingError
-from pixvox.ops import hungarian
-from pixvox.ops.matching import Candidates, HungarianMatcher, pairwise_dice_cost, pairwise_mask_cost
+from pixvox.ops import hungarian, matching
+from pixvox.ops.matching import Candidates, HungarianMatcher, pairwise_mask_costs
 
 
 def test_assignment_equals_scipy_and_forbids_infinite_pairs():
@@ -83,15 +83,19 @@ def test_box_costs_are_distances_and_overlaps_in_2d_and_3d():
         )  # they touch: no IoU, no room between
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("focal", [False, True])
-def test_mask_costs_equal_the_loss_of_each_pair(focal, weighted):
+def test_mask_costs_equal_the_loss_of_each_pair(monkeypatch, focal, weighted, sparse):
+    monkeypatch.setattr(matching, "_SPARSE", 1.0 if sparse else 0.0)
+    monkeypatch.setattr(matching, "_CHUNK", 70)  # two queries at a time
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 30, generator=generator) * 4
     true = (torch.rand(3, 30, generator=generator) > 0.6).float()
+    true[1] = 0
     weight = (torch.rand(30, generator=generator) > 0.3).float() if weighted else None
     kept = slice(None) if weight is None else weight > 0
-    cost, dice = pairwise_mask_cost(logits, true, weight, focal), pairwise_dice_cost(logits, true, weight)
+    cost, dice = pairwise_mask_costs(logits, true, weight, focal)
     for i in range(4):
         for j in range(3):
             x, t = logits[i, kept], true[j, kept]

@@ -13,6 +13,11 @@ from torch import Tensor
 from pixvox.errors import TrainingError
 from pixvox.ops.boxes import box_convert, generalized_box_iou
 
+_CHUNK = (
+    2**21
+)  # logits of queries that are compared with the objects at one time: 8 MiB, and a few times that
+_SPARSE = 0.05  # share of points inside of masks up to which adding up those alone is faster than a product
+
 
 def hungarian(cost: Float[Tensor, "rows columns"]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Return the one-to-one assignment of rows to columns with the least total cost.
@@ -184,43 +189,60 @@ class HungarianMatcher:
     def _mask_cost(self, logits: Tensor | None, true: Tensor | None, weight: Tensor | None) -> Tensor:
         if logits is None or true is None:
             raise ValueError("the costs 'mask' and 'dice' need masks, but there are none; set them to 0")
-        return self.costs.get("mask", 0.0) * pairwise_mask_cost(
-            logits, true, weight, self.mask_focal
-        ) + self.costs.get("dice", 0.0) * pairwise_dice_cost(logits, true, weight)
+        mask, dice = pairwise_mask_costs(logits, true, weight, self.mask_focal)
+        return self.costs.get("mask", 0.0) * mask + self.costs.get("dice", 0.0) * dice
 
 
-def pairwise_mask_cost(
+def pairwise_mask_costs(
     logits: Float[Tensor, "queries points"],
     true: Float[Tensor, "objects points"],
     weight: Float[Tensor, " points"] | None = None,
     focal: bool = False,
-) -> Float[Tensor, "queries objects"]:
-    """Return the mean binary cross entropy, or focal loss, over the points of each query with each object."""
-    logits, true = logits.float(), true.float()
-    if focal:
-        confidence = logits.sigmoid()
-        positive = 0.25 * (1 - confidence).square() * F.softplus(-logits)
-        negative = 0.75 * confidence.square() * F.softplus(logits)
-        difference = negative - positive
-    else:  # the loss of a negative is that of a positive plus the logit: one product serves both
-        negative, difference = F.softplus(logits), logits
-    count: Tensor | int = logits.shape[1]
-    if weight is not None:
-        negative, difference, count = negative * weight, difference * weight, weight.sum().clamp(min=1e-6)
-    return (negative.sum(dim=1, keepdim=True) - difference @ true.T) / count
+) -> tuple[Float[Tensor, "queries objects"], Float[Tensor, "queries objects"]]:
+    """Return how badly the mask of each query fits each object, a few queries at a time.
+
+    Args:
+        logits: Of queries at points.
+        true: Masks of objects at the same points, in [0, 1].
+        weight: Weight of each point, by default 1.
+        focal: Focal loss (alpha 0.25, gamma 2) instead of the plain binary cross entropy.
+
+    Returns:
+        The mean binary cross entropy over the points, and one minus the soft Dice coefficient, smoothed by 1.
+    """
+    true = true.float()
+    sum_over_mask = _sums_over(true)
+    area = (true if weight is None else true * weight).sum(dim=1)
+    count: Tensor | int = true.shape[1] if weight is None else weight.sum().clamp(min=1e-6)
+    masks, dices = [], []
+    for values in torch.split(logits.float(), max(1, _CHUNK // true.shape[1])):
+        confidence = values.sigmoid()
+        if focal:
+            negative = 0.75 * confidence.square() * F.softplus(values)
+            difference = negative - 0.25 * (1 - confidence).square() * F.softplus(-values)
+        else:  # the loss of a negative is that of a positive plus the logit: one product serves both
+            negative, difference = F.softplus(values), values
+        if weight is not None:
+            negative, difference, confidence = negative * weight, difference * weight, confidence * weight
+        masks.append((negative.sum(dim=1, keepdim=True) - sum_over_mask(difference)) / count)
+        total = confidence.sum(dim=1, keepdim=True) + area
+        dices.append(1 - (2 * sum_over_mask(confidence) + 1) / (total + 1))
+    return torch.cat(masks), torch.cat(dices)
 
 
-def pairwise_dice_cost(
-    logits: Float[Tensor, "queries points"],
-    true: Float[Tensor, "objects points"],
-    weight: Float[Tensor, " points"] | None = None,
-) -> Float[Tensor, "queries objects"]:
-    """Return one minus the soft Dice coefficient, smoothed by 1, of each query with each object."""
-    confidence, true = logits.float().sigmoid(), true.float()
-    if weight is not None:
-        confidence = confidence * weight
-    area = true.sum(dim=1) if weight is None else (true * weight).sum(dim=1)
-    return 1 - (2 * confidence @ true.T + 1) / (confidence.sum(dim=1)[:, None] + area + 1)
+def _sums_over(true: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function from values ``(queries, points)`` to their sums over each mask ``(queries, objects)``.
+
+    In a crowded scene each object fills a tiny part of the points; then only these are added up.
+    """
+    rows, points = true.nonzero(as_tuple=True)
+    if len(rows) > _SPARSE * true.numel():
+        return lambda values: values @ true.T
+    starts = torch.searchsorted(rows, torch.arange(len(true), device=true.device))
+    shares = true[rows, points]
+    return lambda values: (
+        F.embedding_bag(points, values.T.contiguous(), starts, mode="sum", per_sample_weights=shares).T
+    )
 
 
 def _refuse_nan(cost: Tensor, where: str) -> Tensor:
