@@ -7,6 +7,10 @@ import torch
 import pixvox
 from pixvox.errors import ConfigError
 from pixvox.models import create_model, list_backbones, list_heads
+from small_heads import small
+
+
+NARROW = {"backbone__channels": [8, 16, 24, 32]}
 
 
 @pytest.mark.parametrize("head", list_heads())
@@ -14,8 +18,7 @@ from pixvox.models import create_model, list_backbones, list_heads
     ("backbone", "dims"), [("simple", 2), ("simple", 3), ("resnet18", 2), ("resnet18", 3)]
 )
 def test_every_head_runs_and_differentiates_on_an_odd_size(head, backbone, dims):
-    small = {"neck__out_channels": 16, "box_features": 16, "mask_channels": 8} if head == "maskrcnn" else {}
-    model = create_model(head, backbone, num_classes=2, spatial_dims=dims, in_channels=2, **small)
+    model = create_model(head, backbone, num_classes=2, spatial_dims=dims, in_channels=2, **small(head))
     size = (33, 61, 47)[:dims]
     labels = torch.zeros((2, *size), dtype=torch.int64)
     labels[(slice(None), *(slice(4, 30) for _ in size))] = 1
@@ -37,8 +40,9 @@ def test_every_head_runs_and_differentiates_on_an_odd_size(head, backbone, dims)
 @pytest.mark.parametrize("size", [(33, 61), (13, 33, 47)])
 @pytest.mark.parametrize("ignored", [False, True], ids=["empty", "ignored"])
 def test_images_with_nothing_to_learn_give_finite_losses_and_every_gradient(head, size, ignored):
-    small = {"neck__out_channels": 16, "box_features": 16, "mask_channels": 8} if head == "maskrcnn" else {}
-    model = create_model(head, "simple", num_classes=2, spatial_dims=len(size), in_channels=1, **small)
+    model = create_model(
+        head, "simple", num_classes=2, spatial_dims=len(size), in_channels=1, **small(head, **NARROW)
+    )
     if model.task == "semantic":
         targets = torch.full((2, *size), 255 if ignored else 0)
     elif ignored:
@@ -64,11 +68,9 @@ def _check_gradients(model):
 @pytest.mark.parametrize("head", list_heads())
 @pytest.mark.parametrize("size", [(33, 61), (13, 33, 47)])
 def test_results_are_the_same_whoever_pads_the_image(head, size):
-    small = {"neck__out_channels": 16, "box_features": 16, "mask_channels": 8, "score_threshold": 0.0}
-    options = {**small, "detections_per_image": 9} if head == "maskrcnn" else {}
     torch.manual_seed(0)
     model = create_model(
-        head, "simple", num_classes=2, spatial_dims=len(size), in_channels=1, **options
+        head, "simple", num_classes=2, spatial_dims=len(size), in_channels=1, **small(head, **NARROW)
     ).eval()
     image = torch.randn(1, 1, *size)
     padded_size = tuple(-(-n // d) * d for n, d in zip(size, model.size_divisor, strict=True))

@@ -1,0 +1,25 @@
+"""Options that make each head small enough for tests that run over all of them."""
+
+_PIXEL_DECODER = {
+    "neck__channels": 64, "neck__mask_channels": 16, "neck__num_layers": 1, "neck__num_heads": 4,
+    "neck__feedforward": 32,
+}  # fmt: skip
+_DECODER = {"num_queries": 9, "num_layers": 2, "num_heads": 4, "feedforward": 32, "num_points": 64}
+
+SMALL = {
+    "maskrcnn": {
+        "neck__out_channels": 16, "box_features": 16, "mask_channels": 8, "detections_per_image": 9,
+    },
+    "deformable_detr": {**_PIXEL_DECODER, **_DECODER, "neck__dropout": 0.0, "dropout": 0.0},
+    "lw_detr": {**_DECODER, "neck__out_channels": 64, "neck__num_blocks": 1, "num_cross_heads": 4, "groups": 2,
+                "mask_feedforward": 32},
+    "mask2former": {**_PIXEL_DECODER, **_DECODER, "channels": 64},
+    "maskdino": {**_PIXEL_DECODER, **_DECODER},
+    "hybrid": {**_DECODER, "neck__out_channels": 16, "neck__coarsest_channels": 16, "channels": 64, "dropout": 0.0},
+}  # fmt: skip
+
+
+def small(head, **options):
+    """Return options of ``create_model``; instances of any score are given out."""
+    given = SMALL.get(head)
+    return options if given is None else {"score_threshold": 0.0, **given, **options}
