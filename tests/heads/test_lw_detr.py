@@ -1,6 +1,7 @@
 """LW-DETR with masks: groups, volumes, few tokens, many objects, and that it learns."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,3 +282,47 @@ def test_the_loss_halves_in_dozens_of_steps():
         optimizer.step()
         totals.append(float(total.detach()))
     assert totals[-1] < 0.5 * totals[0], (totals[0], totals[-1])
+
+
+def _grid_of_cells(number, side):
+    """A label map with so many small cells, row by row."""
+    columns = math.ceil(number**0.5)
+    step = side // columns
+    label_map = torch.zeros(side, side, dtype=torch.int64)
+    for cell in range(number):
+        y, x = cell // columns * step, cell % columns * step
+        label_map[y : y + step - 2, x : x + step - 1] = cell + 1
+    return label_map
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
+)
+def test_a_step_with_1200_objects_in_one_image_needs_less_than_700_mib():
+    from pixvox.configuration import compose, resolved
+    from pixvox.segmenter import PARTS, Segmenter
+
+    plain = ["spatial_dims=2", "in_channels=1", "num_classes=1"]
+    quick = ["backbone.channels=[8,16,16,32]", "head.num_points=1024"]
+    config = resolved(compose("train", ["experiment=nuclei_dense", *plain, *quick]))
+    model = Segmenter.from_config({part: config[part] for part in PARTS}).train()
+    nothing = model.loss(torch.zeros(1, 1, 32, 32), [Instances.empty((32, 32))])
+    sum(nothing.values()).backward()  # what is compiled at first use is not of this step
+    label_map = _grid_of_cells(1200, 280)
+    before = _new_peak()
+    losses = model.loss((label_map > 0).float()[None, None], [Instances(masks=label_map)])
+    sum(losses.values()).backward()
+    assert model.head.num_queries == 1500 and all(torch.isfinite(value) for value in losses.values())
+    # The maps of 1,500 queries in 3 layers, of the proposals, and their gradients alone would be 900 MiB.
+    assert _peak() - before < 700
+
+
+def _new_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak():
+    """Return the peak resident memory of this process in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024

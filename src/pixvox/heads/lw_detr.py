@@ -37,6 +37,9 @@ class LWDETR(QueryHead):
     Boxes are moved from the box ``p`` that a query started from: centre ``p_xy + d_xy * p_wh``, sides
     ``exp(d_wh) * p_wh``, for all layers from the same ``p``.
 
+    Memory: what a training step keeps for one query of one group is 51 KiB with 128 channels, 3 layers and
+    ``feedforward=512`` in float32, 39 KiB without masks; no map of a query is ever kept. 1,500 queries are 75 MiB.
+
     Args:
         in_channels: Channels of each level, all equal; they are those of the queries.
         strides: Strides of each level, per axis in array order.
