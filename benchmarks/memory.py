@@ -1,4 +1,4 @@
-"""Peak memory of a 3-D training step and of predicting an image with a thousand instances.
+"""Peak memory of a 3-D training step, of predicting an image with a thousand instances, and of a thousand queries.
 
     python benchmarks/memory.py [--json PATH]
 
@@ -92,7 +92,51 @@ def thousand_instances() -> dict[str, float]:
     }
 
 
-CASES = {"3-D training step": training_step, "2-D prediction": thousand_instances}
+def thousand_queries() -> dict[str, float]:
+    """Match, learn from and read off 1,000 queries for 1,000 objects in an image of 512 x 512, network aside."""
+    import scipy.optimize  # noqa: F401
+    import torch
+
+    from pixvox.heads.query_predictions import QueryMasks, QueryPrediction
+    from pixvox.masks import Masks
+    from pixvox.models import create_model
+    from pixvox.structures import Features, Geometry, Instances
+
+    size, grid, count, channels = (512, 512), (128, 128), 1000, 256
+    head = create_model("mask2former", "simple", in_channels=1, num_classes=1, num_points=None).head
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, size[0] - 12, (count, 2), generator=generator)
+    truth = Instances(masks=Masks.from_crops([torch.ones(12, 12)] * count, corners, size))
+    centres = (corners + 6) / 4 - 0.5  # in cells
+    rows, columns = torch.meshgrid(*(torch.arange(float(n)) for n in grid), indexing="ij")
+    pixels = torch.zeros(1, channels, *grid)
+    pixels[0, :4] = torch.stack([torch.ones(grid), rows, columns, rows**2 + columns**2])
+    embeddings = torch.zeros(1, count, channels)  # of discs around the objects' centres
+    embeddings[0, :, 0], embeddings[0, :, 1:3] = 4 - centres.square().sum(dim=1), 2 * centres
+    embeddings[0, :, 3] = -1
+    masks = QueryMasks(embeddings.requires_grad_(), pixels.requires_grad_())
+    prediction = QueryPrediction(torch.ones(1, count, 2).requires_grad_(), masks=masks)
+    features = Features((), (), torch.zeros(1, 1, *size), size, torch.tensor([size]))
+    outputs = head.train().outputs(features, [prediction], targets=[truth])
+    start, before = time.process_time(), forget_peak()
+    (result,) = head.postprocess(outputs, [Geometry.identity(size)])
+    results = peak_mib() - before
+    before = forget_peak()
+    sum(head.loss(outputs, [truth]).values()).backward()
+    return {
+        "instances": len(result.instances),
+        "results_peak_growth_mib": results,
+        "loss_peak_growth_mib": peak_mib() - before,
+        "cpu_seconds": time.process_time() - start,
+        "canvases_mib": count * size[0] * size[1] / MIB,
+    }
+
+
+CASES = {
+    "3-D training step": training_step,
+    "2-D prediction": thousand_instances,
+    "1,000 queries": thousand_queries,
+}
 
 
 def main() -> None:

@@ -27,6 +27,15 @@ __all__ = ["DenoisingPredictions", "QueryHead", "QueryMasks", "QueryPrediction"]
 class QueryHead(Head):
     """A head whose queries are matched one to one to the objects; a head's own file holds only ``forward``.
 
+    There is no cap on the number of queries. What one more of them costs, beside the layers of the network, on a mask
+    grid of ``cells`` (128 x 128 for an image of 512 pixels at stride 4):
+
+    - in training ``4 * cells`` bytes (64 KiB) while a layer is matched, or ``4 * num_points``, and as much for each
+      object from the first layer to the last (with points, ``2 + oversample_ratio - importance_ratio`` times as much);
+      masks are learned a few at a time, whatever their number;
+    - in evaluation ``4 * cells`` bytes for the public ``mask_logits``; instances are read off a few maps at a time and
+      keep their crops alone: 1,000 of them take 40 MiB more at the peak (``benchmarks/memory.py``).
+
     Args:
         spatial_dims: 2 for images, 3 for volumes.
         num_classes: Classes of the data.
