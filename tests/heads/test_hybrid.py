@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from pixvox.backbones.darknet import DarkNet
 from pixvox.backbones.simple import Simple
+from pixvox.gradient_checkpointing import recompute_blocks
 from pixvox.heads.hybrid import Hybrid
 from pixvox.layers import resize
 from pixvox.models import create_model
@@ -199,6 +201,28 @@ def test_every_weight_learns(size, options):
     sum(losses.values()).backward()
     silent = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_are_the_same_when_blocks_are_computed_twice(masked):
+    size = (64, 96)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        backbone = DarkNet(2, 1, (1, 1, 1, 1, 1), width=4, out_levels=(2, 3))
+        neck = ConcatFPN(backbone.channels, backbone.strides, 2, 8, 8)
+        head = Hybrid(neck.channels, neck.strides, 3, num_queries=4, channels=8, num_layers=2, num_heads=2,
+                      feedforward=8, masked_attention=masked)  # fmt: skip
+        model = Segmenter(backbone, neck, head).train()
+        if recompute:
+            assert len(recompute_blocks(model)) == 3 + 3 + 2
+        torch.manual_seed(1)
+        sum(
+            model(torch.randn(2, 1, *size), _targets(size), torch.tensor([size, (32, 64)]))["losses"].values()
+        ).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, twice in zip(*gradients, strict=True):
+        assert torch.allclose(plain, twice, atol=1e-5)
 
 
 @pytest.mark.parametrize(

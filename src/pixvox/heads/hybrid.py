@@ -144,8 +144,9 @@ class Hybrid(QueryHead):
         queries = self.queries.expand(len(memory), -1, -1)
         predictions = [self._predict(queries, pixels)]
         for layer in self.layers:
-            blocked = self._blocked(predictions[-1], seen, tokens.padding)
-            queries = layer(queries, memory, **blocked)
+            blocked, padding = self._blocked(predictions[-1], seen, tokens.padding)
+            # In the order of the layer's parameters: checkpointing hands on no keywords.
+            queries = layer(queries, memory, None, blocked, None, padding)
             predictions.append(self._predict(queries, pixels))
         return self.outputs(features, predictions, targets=targets)
 
@@ -168,12 +169,12 @@ class Hybrid(QueryHead):
 
     def _blocked(
         self, prediction: QueryPrediction, seen: Float[Tensor, "batch channels *grid"], padding: Tensor | None
-    ) -> dict[str, Bool[Tensor, "..."] | None]:
-        """Return where queries must not look, as the layers take it."""
+    ) -> tuple[Bool[Tensor, "heads queries tokens"] | None, Bool[Tensor, "batch tokens"] | None]:
+        """Return where each query must not look, for each head, and what none may look at."""
         if not self.masked_attention or prediction.masks is None:
-            return {"memory_key_padding_mask": padding}
+            return None, padding
         outside = outside_masks(prediction.masks.embeddings, seen.flatten(2), padding)
-        return {"memory_mask": outside.repeat_interleave(self.num_heads, dim=0)}
+        return outside.repeat_interleave(self.num_heads, dim=0), None
 
     def _whole_patches(self, x: Tensor) -> Tensor:
         """Pad the far end of each axis to whole patches."""
