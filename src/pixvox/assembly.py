@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pixvox.data.metadata import Metadata
     from pixvox.segmenter import Segmenter
 
-HEADS = {"instance": "maskrcnn", "semantic": "fcn"}
+HEADS = {"instance": "maskrcnn", "semantic": "fcn", "panoptic": "mask2former"}
 """The head to begin with, by task."""
 
 
@@ -42,6 +42,9 @@ def complete(config: DictConfig, metadata: Metadata) -> None:
         ConfigError: If the user gave another value.
     """
     known = {name: getattr(metadata, name) for name in ("spatial_dims", "in_channels", "num_classes")}
+    known["task"] = metadata.task
+    if metadata.is_thing is not None:
+        known["is_thing"] = list(metadata.is_thing)
     for name, value in known.items():
         given = config.get(name)
         if given is not None and given != value:
@@ -77,13 +80,23 @@ def inference(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def check_task(task: str, metadata: Metadata) -> None:
+def check_task(task: str, metadata: Metadata, known: Sequence[str] = ()) -> None:
     """Refuse data that are labelled for another task than the model's.
+
+    Args:
+        task: What the model does.
+        metadata: Of the data.
+        known: All tasks that its head can be built for.
 
     Raises:
         ConfigError: If they are.
     """
     if task != metadata.task:
+        if metadata.task in known:
+            raise ConfigError(
+                f"this head does {task} segmentation, but {metadata.name or 'the dataset'} is labelled for "
+                f"{metadata.task} segmentation; set head.task={metadata.task}"
+            )
         raise ConfigError(
             f"this head is for {task} segmentation, but {metadata.name or 'the dataset'} is "
             f"labelled for {metadata.task} segmentation; choose head={HEADS[metadata.task]} (pixvox models "

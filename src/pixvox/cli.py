@@ -111,7 +111,7 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
                     "kind": kind,
                     "name": name,
                     "dims": dims,
-                    "task": getattr(part, "task", None) if kind == "head" else None,
+                    "task": ", ".join(part.known_tasks()) if kind == "head" else None,
                     "about": text[0] if text else "",
                 }
             )

@@ -130,7 +130,7 @@ def _prepare(
     config = evaluation_config(run, data, overrides, config_dir)
     datamodule = build_datamodule(config)
     metadata = datamodule.metadata
-    check_task(model.task, metadata)
+    check_task(model.task, metadata, model.head.known_tasks())
     complete(config, metadata)
     for name in ("spatial_dims", "in_channels", "num_classes"):
         ours, theirs = getattr(model, name), getattr(metadata, name)

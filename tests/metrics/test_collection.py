@@ -123,3 +123,14 @@ def test_two_processes_equal_one():
     for rank in (0, 1):
         shared = dict(results[rank])
         assert {name: shared[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+
+
+def test_panoptic_set_scores_things_and_stuff_without_a_threshold():
+    metrics = default_metrics(Metadata("panoptic", 2, ("cell", "ground"), 1, is_thing=(True, False)))
+    truth = Instances(
+        masks=torch.tensor([[1, 1, 2, 2]]), labels=torch.tensor([0, 1]), scores=torch.tensor([0.9, 0.1])
+    )
+    metrics.update([Segmentation(truth)], [Segmentation(truth)])
+    scores = metrics.compute()
+    assert (scores["PQ"], scores["PQ_things"], scores["PQ_stuff"]) == (1.0, 1.0, 1.0)
+    assert (metrics.mode, metrics.monitor) == ("max", "PQ")

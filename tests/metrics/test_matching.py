@@ -218,3 +218,19 @@ def test_wrong_inputs_are_named():
     class_map = Segmentation(class_map=torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ConfigError, match="SemanticScores"):
         LabelMapScores().update([class_map], [class_map])
+
+
+def test_panoptic_quality_of_things_and_of_stuff_worked_by_hand():
+    label_map, labels = torch.tensor([[1, 1, 2, 3, 3, 3]]), torch.tensor([0, 0, 1])
+    found_map = torch.tensor([[1, 1, 0, 2, 2, 0]])
+    truth = Segmentation(Instances(masks=label_map, labels=labels))
+    found = Segmentation(
+        Instances(masks=found_map, labels=torch.tensor([0, 1]), scores=torch.tensor([0.9, 0.2]))
+    )
+    metric = LabelMapScores(score_threshold=0.0, num_classes=2, is_thing=(True, False))
+    metric.update([found], [truth])
+    scores = metric.compute()
+    assert scores["PQ_things"] == pytest.approx(2 * 1.0 / (1 + 2))  # one of two found, exactly
+    assert scores["PQ_stuff"] == pytest.approx(2 / 3)  # found, with two thirds of it
+    assert scores["PQ"] == pytest.approx((scores["PQ_things"] + scores["PQ_stuff"]) / 2)
+    assert "PQ_things" not in LabelMapScores().compute()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pixvox.structures import IGNORE_INDEX
 
 Task = Literal["instance", "semantic"]
+"""What a label map can be read for."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Metadata:
     """Task, dimensions, classes and channels of a dataset.
 
     Args:
-        task: ``"instance"`` (objects) or ``"semantic"`` (a class for each pixel or voxel).
+        task: ``"instance"`` (objects), ``"semantic"`` (a class for each pixel or voxel) or ``"panoptic"`` (objects,
+            and one region for each stuff class).
         spatial_dims: 2 for images, 3 for volumes.
         class_names: Names by class index; a semantic task counts its background here, an instance task has
             none.
@@ -24,6 +26,7 @@ class Metadata:
         spacing: Size of a pixel or voxel per axis in array order, when all files share it.
         unit: Unit of ``spacing``, ``"um"`` or ``"mm"``.
         name: Name of the dataset, for logs and pictures.
+        is_thing: Panoptic tasks: for each class whether its objects are told apart; None is all.
 
     Raises:
         ValueError: If a field is out of range.
@@ -33,7 +36,7 @@ class Metadata:
         1
     """
 
-    task: Task
+    task: Task | Literal["panoptic"]
     spatial_dims: int
     class_names: tuple[str, ...]
     in_channels: int
@@ -41,10 +44,15 @@ class Metadata:
     spacing: tuple[float, ...] | None = None
     unit: str = "um"
     name: str = ""
+    is_thing: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in ("instance", "semantic"):
-            raise ValueError(f"task must be 'instance' or 'semantic', got {self.task!r}")
+        if self.task not in ("instance", "semantic", "panoptic"):
+            raise ValueError(f"task must be 'instance', 'semantic' or 'panoptic', got {self.task!r}")
+        if self.is_thing is not None and len(self.is_thing) != len(self.class_names):
+            raise ValueError(
+                f"is_thing has {len(self.is_thing)} entries for {len(self.class_names)} classes; give one per class"
+            )
         if self.spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 (images) or 3 (volumes), got {self.spatial_dims}")
         if not self.class_names:
@@ -61,5 +69,6 @@ class Metadata:
         """Return plain types, for JSON and checkpoints."""
         plain = asdict(self)
         plain["class_names"] = list(self.class_names)
+        plain["is_thing"] = list(self.is_thing) if self.is_thing is not None else None
         plain["spacing"] = list(self.spacing) if self.spacing is not None else None
         return plain

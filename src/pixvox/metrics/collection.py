@@ -102,12 +102,13 @@ def default_metrics(
 ) -> Metrics:
     """Return the metrics that suit a dataset, by its task and dimensions.
 
-    Semantic: ``SemanticScores``. Instances: ``LabelMapScores`` in 2-D and 3-D, and in 2-D
-    ``CocoAveragePrecision`` as well; of boxes alone the latter.
+    Semantic: ``SemanticScores``. Panoptic: ``LabelMapScores``, of things and of stuff. Instances:
+    ``LabelMapScores`` in 2-D and 3-D, and in 2-D ``CocoAveragePrecision`` as well.
 
     Args:
         metadata: Tells task, dimensions, classes and ignore index.
-        best_by: Rule of the best epoch; None for ``max:mIoU`` (semantic) or ``max:AP`` (instances).
+        best_by: Rule of the best epoch; None for ``max:mIoU`` (semantic), ``max:PQ`` (panoptic) or ``max:AP``
+            (instances).
         score_threshold: Score from which a prediction is painted into the label map, in [0, 1]; each head
             states its own.
         thresholds: IoU thresholds of matched scores.
@@ -126,8 +127,16 @@ def default_metrics(
             )
         }
         return Metrics(metrics, best_by or "max:mIoU")
+    if metadata.task == "panoptic":
+        # Segments do not overlap and are all shown: no threshold, and no ranking but the segments' own.
+        panoptic = LabelMapScores(
+            thresholds, 0.0, num_classes=len(metadata.class_names), is_thing=metadata.is_thing
+        )
+        return Metrics({"label_map": panoptic}, best_by or "max:PQ")
     if metadata.task != "instance":
-        raise ConfigError(f"no metrics are known for task {metadata.task!r}; it is 'instance' or 'semantic'")
+        raise ConfigError(
+            f"no metrics are known for task {metadata.task!r}; it is 'instance', 'semantic' or 'panoptic'"
+        )
     if "segm" not in iou_types:
         return _box_metrics(metadata, iou_types, best_by, max_detections)
     metrics = {

@@ -116,6 +116,7 @@ class LabelMapScores(Metric):
         score_threshold: Score from which a prediction is part of the label map, in [0, 1].
         class_aware: Whether matched objects must have one class; False scores the shapes alone.
         num_classes: Number of classes; found from the labels when None.
+        is_thing: For each class whether its objects are told apart: adds ``PQ_things`` and ``PQ_stuff``.
 
     Example:
         >>> import torch
@@ -134,6 +135,7 @@ class LabelMapScores(Metric):
         score_threshold: float = 0.5,
         class_aware: bool = True,
         num_classes: int | None = None,
+        is_thing: Sequence[bool] | None = None,
     ) -> None:
         self.thresholds = np.array(sorted(thresholds), dtype=np.float64)
         in_range = bool(((self.thresholds > 0) & (self.thresholds <= 1)).all())
@@ -145,6 +147,7 @@ class LabelMapScores(Metric):
         self.score_threshold = score_threshold
         self.class_aware = class_aware
         self.num_classes = num_classes
+        self.is_thing = None if is_thing is None else np.array(is_thing, dtype=bool)
         self._images: list[_ImageScores] = []
 
     def reset(self) -> None:
@@ -250,6 +253,10 @@ class LabelMapScores(Metric):
             "SQ": defined_mean(segmentation),
             "RQ": defined_mean(recognition),
         }
+        if self.is_thing is not None:
+            things = self.is_thing[: len(quality)]
+            results["PQ_things"] = defined_mean(quality[: len(things)][things])
+            results["PQ_stuff"] = defined_mean(quality[: len(things)][~things])
         precision = self._precision(images)
         results["AP"], results["AP50"] = defined_mean(precision), defined_mean(precision[at50])
         results["AP75"] = defined_mean(precision[at75])

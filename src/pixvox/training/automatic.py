@@ -152,7 +152,7 @@ def suggest(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     facts = read_fingerprint(datamodule.train, seed=int(plan.config.seed))
     log.info("fingerprint of %d images in %.0f s", len(facts.image_sizes), facts.seconds)
     head = HEADS.get(facts.metadata.task)
-    if head is not None and plan.part("head").task != facts.metadata.task:
+    if head is not None and facts.metadata.task not in plan.part("head").known_tasks():
         if "head" in plan.given:
             check_task(plan.part("head").task, facts.metadata)
         read = f"the data are labelled for {facts.metadata.task} segmentation"

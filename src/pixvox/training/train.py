@@ -212,7 +212,7 @@ def _train_here(
     complete(config, datamodule.metadata)
     segmenter = build_segmenter(config, datamodule.metadata)
     datamodule.size_divisor = segmenter.size_divisor
-    check_task(segmenter.task, datamodule.metadata)
+    check_task(segmenter.task, datamodule.metadata, segmenter.head.known_tasks())
     if config.test:
         check_test_split(datamodule)
     metrics = build_metrics(config, datamodule.metadata)

@@ -190,3 +190,15 @@ def test_camera_offset_and_16_bit_range_are_kept():
 def test_wrong_options_of_generators_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_panoptic_shapes_have_the_ground_as_stuff_at_the_end():
+    options = {"image_size": (40, 56), "radius": (5, 9)}
+    panoptic, instances = (Shapes(3, seed=0, task=task, **options) for task in ("panoptic", "instance"))
+    assert panoptic.metadata.class_names == (*instances.metadata.class_names, "ground")
+    assert panoptic.metadata.is_thing == (True, True, True, False)
+    for i in range(3):
+        sample, other = panoptic[i], instances[i]
+        assert sample.labels.tolist() == [*other.labels.tolist(), 3]
+        assert torch.equal(sample.layers[0] == len(sample.labels), other.layers[0] == 0)
+        assert torch.equal(sample.image, other.image)

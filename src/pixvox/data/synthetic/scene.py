@@ -19,6 +19,14 @@ class Scene:
     label_map: np.ndarray
     labels: np.ndarray
 
+    def with_ground(self, label: int) -> Scene:
+        """Return the scene with all that is no object as one more region, of the class ``label``."""
+        ground = self.label_map == 0
+        if not ground.any():
+            return self
+        label_map = np.where(ground, len(self.labels) + 1, self.label_map).astype(self.label_map.dtype)
+        return Scene(self.image, label_map, np.append(self.labels, label))
+
     def sample(self, source: str, index: int, semantic: bool, percentiles: tuple[float, float]) -> Sample:
         """Return the sample; a semantic one has a background class in front."""
         sample = Sample(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from pixvox.data.dataset import Dataset
-from pixvox.data.metadata import Metadata, Task
+from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
 from pixvox.data.synthetic.scene import Scene, may_cover
 
@@ -33,7 +34,8 @@ class Shapes(Dataset):
         min_area: Shapes of which fewer pixels are seen do not exist.
         classes: Which of circle, rectangle and triangle.
         channels: 3 for colour, 1 for grey.
-        task: ``"instance"``, or ``"semantic"`` with a background class in front.
+        task: ``"instance"``; ``"semantic"`` with a background class in front; ``"panoptic"`` with the ground as
+            a stuff class at the end.
         percentiles: Those of ``Sample.intensity_range``.
 
     Raises:
@@ -59,7 +61,7 @@ class Shapes(Dataset):
         min_area: int = 20,
         classes: Sequence[str] = CLASSES,
         channels: int = 3,
-        task: Task = "instance",
+        task: Literal["instance", "semantic", "panoptic"] = "instance",
         percentiles: Sequence[float] = (1.0, 99.8),
     ) -> None:
         unknown = sorted(set(classes) - set(CLASSES))
@@ -78,8 +80,11 @@ class Shapes(Dataset):
         self.noise, self.texture, self.contrast, self.min_area = noise, texture, contrast, min_area
         self.classes, self.channels = tuple(classes), channels
         self.percentiles = (float(percentiles[0]), float(percentiles[1]))
-        names = self.classes if task == "instance" else ("background", *self.classes)
-        self.metadata = Metadata(task, 2, names, channels, name="shapes")
+        names = {
+            "instance": self.classes, "semantic": ("background", *self.classes), "panoptic": (*self.classes, "ground"),
+        }[task]  # fmt: skip
+        is_thing = tuple(name != "ground" for name in names) if task == "panoptic" else None
+        self.metadata = Metadata(task, 2, names, channels, name="shapes", is_thing=is_thing)
 
     def __len__(self) -> int:
         return self.num_images
@@ -88,7 +93,10 @@ class Shapes(Dataset):
         if not 0 <= index < self.num_images:
             raise IndexError(f"index {index} of a dataset of {self.num_images} images")
         semantic = self.metadata.task == "semantic"
-        return self.render(index).sample(self.source(index), index, semantic, self.percentiles)
+        scene = self.render(index)
+        if self.metadata.task == "panoptic":
+            scene = scene.with_ground(len(self.classes))
+        return scene.sample(self.source(index), index, semantic, self.percentiles)
 
     def render(self, index: int) -> Scene:
         """Draw image ``index`` as uint8 with its truth."""
