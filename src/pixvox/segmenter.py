@@ -124,7 +124,9 @@ class Segmenter(nn.Module):
 
     def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
         """Return predictions in the original frame of each geometry, with class names."""
-        results = self.head.postprocess(outputs, geometries)
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, enabled=False):  # places and thresholds need float32
+            results = self.head.postprocess(outputs, geometries)
         for result, geometry in zip(results, geometries, strict=True):
             result.geometry = geometry
             result.class_names = self.class_names

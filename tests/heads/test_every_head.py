@@ -1,0 +1,54 @@
+"""What must hold for every head for instances, in images and volumes: mixed precision, and gradients everywhere."""
+
+import pytest
+import torch
+from small_heads import small
+
+from pixvox import create_model, list_heads
+from pixvox.structures import Geometry, Instances
+
+SIZES = {2: (64, 96), 3: (16, 32, 48)}
+HEADS = list_heads(task="instance")
+
+
+def _case(head, dims):
+    torch.manual_seed(0)
+    backbone = {"backbone__channels": [8, 8, 16], "backbone__strides": [2, 4, 8], "backbone__norm": "group"}
+    model = create_model(
+        head=head,
+        backbone="simple",
+        num_classes=2,
+        spatial_dims=dims,
+        in_channels=1,
+        **small(head, **backbone),
+    )
+    size = SIZES[dims]
+    label_map = torch.zeros(size, dtype=torch.int64)
+    label_map[(..., slice(4, 20), slice(6, 26))] = 1
+    label_map[(..., slice(18, 30), slice(28, 40))] = 2
+    objects = Instances(masks=label_map, labels=torch.tensor([1, 0]))
+    return model, torch.randn(2, 1, *size), [objects, Instances.empty(size)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_learns_and_answers_in_bfloat16(head, dims):
+    model, images, targets = _case(head, dims)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train().loss(images, targets)
+        sum(losses.values()).backward()
+        with torch.no_grad():
+            results = model.eval().postprocess(model(images), [Geometry.identity(SIZES[dims])] * 2)
+    assert all(loss.isfinite() for loss in losses.values())
+    for result in results:
+        assert len(result.instances) == len(result.instances.masks) == len(result.instances.scores)
+        assert result.instances.boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_gets_a_gradient_even_when_no_image_has_objects(head):
+    model, images, targets = _case(head, 2)
+    for truth in (targets, [targets[1]] * 2):
+        model.train().zero_grad()
+        sum(model.loss(images, truth).values()).backward()
+        assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
