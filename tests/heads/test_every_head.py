@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_heads import small
 
 from pixvox import create_model, list_heads
 from pixvox.structures import Geometry, Instances
+from small_heads import small
 
 SIZES = {2: (64, 96), 3: (16, 32, 48)}
 HEADS = list_heads(task="instance")
