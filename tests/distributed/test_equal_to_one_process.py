@@ -75,7 +75,7 @@ def _batch(case, step):
     """Return the images of one step over all processes, with unequal targets; the second process may get none."""
     head, size, _ = HEADS[case]
     images = torch.randn(4, 1, *size, generator=torch.Generator().manual_seed(step))
-    counts = [(3, 0, 1, 0), (0, 2, 0, 1), (0, 0, 0, 0)][step]
+    counts = [(3, 0, 1, 0), (3, 2, 0, 1), (0, 0, 0, 0)][step]
     maps = [_label_map(size, 10 * step + i, count) for i, count in enumerate(counts)]
     if head == "fcn":
         targets = torch.stack([(label_map > 0).long() for label_map in maps])
