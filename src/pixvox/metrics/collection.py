@@ -103,7 +103,7 @@ def default_metrics(
     """Return the metrics that suit a dataset, by its task and dimensions.
 
     Semantic: ``SemanticScores``. Panoptic: ``LabelMapScores``, of things and of stuff. Instances:
-    ``LabelMapScores`` in 2-D and 3-D, and in 2-D ``CocoAveragePrecision`` as well.
+    ``LabelMapScores`` in 2-D and 3-D, and in 2-D ``CocoAveragePrecision`` as well; of boxes alone the latter.
 
     Args:
         metadata: Tells task, dimensions, classes and ignore index.
