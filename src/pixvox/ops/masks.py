@@ -34,6 +34,8 @@ __all__ = [
     "sample_crops",
 ]
 
+_PAIRS = 2**21  # pairs of a mask and a place that are looked at together
+
 
 def crop_dense_masks(masks: Shaped[Tensor, "n *spatial"]) -> tuple[list[Tensor], Int[Tensor, "n dims"]]:
     """Cut full-size masks down to their tight crops; an empty mask has a crop of length 0 at the origin.
@@ -221,25 +223,32 @@ def sample_crops(
     output = torch.zeros((len(origins), len(places)), device=places.device)
     if data.numel() == 0 or len(places) == 0:
         return output
-    near = torch.ones((len(origins), len(places)), dtype=torch.bool, device=places.device)
-    for axis in range(places.shape[1]):
-        place = places[None, :, axis] - 0.5 - origins[:, None, axis]
-        near &= (place > -1) & (place < shapes[:, None, axis])
-    mask, point = near.nonzero(as_tuple=True)
-    local = places[point] - 0.5 - origins[mask]
-    value, first, lengths = torch.zeros(len(mask), device=places.device), starts[mask], shapes[mask]
-    low = local.floor().long()
-    for corner in range(2 ** places.shape[1]):
-        index, weight = torch.zeros_like(first), torch.ones_like(value)
+    rows = max(1, _PAIRS // len(places))
+    for first in range(0, len(origins), rows):
+        few = slice(first, first + rows)
+        near = torch.ones((len(origins[few]), len(places)), dtype=torch.bool, device=places.device)
         for axis in range(places.shape[1]):
-            step = corner >> axis & 1
-            cell = low[:, axis] + step
-            reach = 1 - (local[:, axis] - cell).abs()
-            weight = weight * reach * ((cell >= 0) & (cell < lengths[:, axis]))
-            index = index * lengths[:, axis] + cell.clamp(min=0).minimum(lengths[:, axis] - 1)
-        value += weight * data[first + index]
-    output[mask, point] = value
+            place = places[None, :, axis] - 0.5 - origins[few, None, axis]
+            near &= (place > -1) & (place < shapes[few, None, axis])
+        mask, point = near.nonzero(as_tuple=True)
+        mask = mask + first
+        local = places[point] - 0.5 - origins[mask]
+        output[mask, point] = _interpolate_crops(data, starts[mask], shapes[mask], local)
     return output
+
+
+def _interpolate_crops(data: Tensor, starts: Tensor, shapes: Tensor, local: Tensor) -> Tensor:
+    """Return the value at one place of each crop; ``local`` is in its pixels, with centres at whole numbers."""
+    dims = local.shape[1]
+    value, low = torch.zeros(len(local), device=local.device), local.floor().long()
+    for corner in range(2**dims):
+        index, weight = torch.zeros_like(starts), torch.ones_like(value)
+        for axis in range(dims):
+            length, cell = shapes[:, axis], low[:, axis] + (corner >> axis & 1)
+            weight = weight * (1 - (local[:, axis] - cell).abs()) * ((cell >= 0) & (cell < length))
+            index = index * length + cell.clamp(min=0).minimum(length - 1)
+        value += weight * data[starts + index]
+    return value
 
 
 def pool_crops(
