@@ -13,6 +13,7 @@ from torch import Tensor
 from pixvox.errors import WeightsError
 from pixvox.weights.checkpoint import load_state
 from pixvox.weights.renaming import Rename, renamed
+from pixvox.weights.transformers_folder import class_names
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
@@ -148,7 +149,7 @@ def assemble(
         backbone="windowed_vit",
         num_classes=num_classes,
         normalizer="imagenet",
-        class_names=_class_names(config, num_classes),
+        class_names=class_names(config, num_classes),
         backbone__num_heads=vit.get("num_attention_heads", 12),
         backbone__out_blocks=given_out(vit, source),
         neck__num_blocks=config.get("c2f_num_blocks", 3),
@@ -281,13 +282,6 @@ def refuse_others(
                 raise WeightsError(
                     f"{source}: {name}={given[name]!r} has no counterpart here; only {name}={value!r} is known"
                 )
-
-
-def _class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return the names in ``id2label``, when there is one for every class."""
-    names = config.get("id2label") or {}
-    found = tuple(str(names.get(str(i), "")) for i in range(num_classes))
-    return found if len(names) == num_classes and all(found) else ()
 
 
 def _image_size(config: Mapping[str, Any], vit: Mapping[str, Any]) -> list[int]:

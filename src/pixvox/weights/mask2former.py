@@ -24,6 +24,7 @@ from pixvox.weights.backbones import within
 from pixvox.weights.checkpoint import load_state
 from pixvox.weights.pixel_decoder import OFFICIAL, TRANSFORMERS, convert_pixel_decoder
 from pixvox.weights.renaming import Rename, renamed, split_attention
+from pixvox.weights.transformers_folder import class_names
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
@@ -250,7 +251,7 @@ def _model(parts: _Parts, config: Mapping[str, Any], source: Path) -> Segmenter:
         head="mask2former",
         num_classes=num_classes,
         normalizer="imagenet",
-        class_names=_class_names(config, num_classes),
+        class_names=class_names(config, num_classes),
         task=_task(source),
         **_training_options(config),
         **parts.backbone.arguments,
@@ -271,13 +272,6 @@ def _task(source: Path) -> str:
     """Return what the name of a file or folder says that it is for."""
     names = " ".join((source.parent.name, source.stem) if source.suffix else (source.name,))
     return next((task for task in ("semantic", "panoptic") if task in names.lower()), "instance")
-
-
-def _class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return the names in ``id2label``, when there is one for every class."""
-    names = config.get("id2label") or {}
-    found = tuple(str(names.get(str(i), "")) for i in range(num_classes))
-    return found if len(names) == num_classes and all(found) else ()
 
 
 def _training_options(config: Mapping[str, Any]) -> dict[str, Any]:
