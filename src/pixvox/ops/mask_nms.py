@@ -27,6 +27,8 @@ def mask_nms(
         >>> mask_nms(masks, torch.tensor([0.5, 0.9, 0.1]), torch.zeros(3, dtype=torch.int64), 0.6).tolist()
         [1, 2]
     """
+    device = scores.device
+    masks, scores, labels = masks.to("cpu"), scores.cpu(), labels.cpu()  # one decision at a time
     order = scores.argsort(descending=True, stable=True)
     areas = masks.areas().to(torch.float32)
     low, high = masks.origins, masks.origins + masks.shapes
@@ -44,7 +46,7 @@ def mask_nms(
             if not removed[j]:
                 shared = _intersection(masks, i, j)
                 removed[j] = shared > iou_threshold * (areas[i] + areas[j] - shared)
-    return torch.tensor(kept, dtype=torch.int64, device=scores.device)
+    return torch.tensor(kept, dtype=torch.int64, device=device)
 
 
 def _intersection(masks: Masks, i: int, j: int) -> Tensor:
