@@ -237,6 +237,37 @@ def test_queries_without_boxes_on_an_ignored_region_learn_nothing_by_their_masks
         assert (gradient.abs().sum(dim=1) > 0).tolist() == [True, False, True]
 
 
+def test_an_object_inside_an_ignored_region_is_learned_by_the_query_that_is_matched_to_it():
+    size = (16, 32)
+    boxes = torch.tensor([[8.0, 4, 16, 12], [0, 0, 32, 16]])
+    targets = Instances(
+        boxes=boxes, labels=torch.tensor([2, 0]), ignore=torch.tensor([False, True]), size=size
+    )
+    prediction = _prediction(1, 2, CLASSES, (4, 8))
+    prediction.boxes = torch.tensor([[[0.8, 0.5, 0.1, 0.1], [0.375, 0.5, 0.25, 0.5]]])  # both on the crowd
+    terms = SetCriterion(SigmoidFocal(), {"box": 1.0}, {"class": 1.0})(
+        _outputs([prediction], size), [targets]
+    )
+    gradient = torch.autograd.grad(terms["class"], prediction.class_logits)[0][0]
+    assert (gradient.abs().sum(dim=1) > 0).tolist() == [False, True]
+    assert gradient[1, 2] < 0
+
+
+def test_proposals_may_be_taught_as_if_there_were_one_class():
+    size = (24, 40)
+    targets, layer = [_blocks(size, 3)], _prediction(1, 5, CLASSES, (6, 10))
+    assert targets[0].labels.unique().tolist() != [0]
+    names = ("class", "box")
+    weights = dict.fromkeys(names, 1.0)
+    criterion = SetCriterion(SigmoidFocal(), weights, weights, class_agnostic_proposals=True)
+    found = criterion(_outputs([layer], size, proposals=layer), targets)
+    targets[0].labels[:] = 0
+    expected = criterion(_outputs([layer], size), targets)
+    for name in names:
+        _near(found[f"proposals_{name}"], expected[name])
+    assert found["class"] != expected["class"]
+
+
 @pytest.mark.parametrize("size", [(24, 40), (8, 12, 20)], ids=["2-D", "3-D"])
 def test_the_whole_grid_learns_from_pooled_masks_within_the_valid_part(size):
     grid, valid = tuple(n // 4 for n in size), tuple(n - 4 for n in size)
