@@ -35,10 +35,11 @@ def _reference(out_features=("stage2", "stage3", "stage4"), **options):
     }  # fmt: skip
     config = transformers.DeformableDetrConfig(backbone_config=backbone, use_timm_backbone=False, **small)
     model = randomise(transformers.DeformableDetrForObjectDetection(config).eval())
+    generator = torch.Generator().manual_seed(1)
     for norm in model.modules():  # frozen norms hold buffers
         if hasattr(norm, "running_var"):
-            norm.running_var.uniform_(0.5, 1.5)
-            norm.running_mean.normal_(std=0.2)
+            norm.running_var.uniform_(0.5, 1.5, generator=generator)
+            norm.running_mean.normal_(std=0.2, generator=generator)
     return model
 
 
@@ -109,7 +110,7 @@ def test_losses_and_their_gradients_equal_transformers(pair, valid):
     assert_near(total, expected.loss)
     expected.loss.backward()
     total.backward()
-    assert_near(model.neck.level_embedding.grad, reference.model.level_embed.grad, relative=1e-4)
+    assert_near(model.neck.level_embedding.grad, reference.model.level_embed.grad, relative=1e-3)
 
 
 def test_the_same_queries_are_matched(pair):
@@ -141,8 +142,9 @@ def test_the_folder_tells_classes_costs_and_sizes(pair):
     assert not any(p.requires_grad for n, p in model.backbone.named_parameters() if ".bn" in n)
 
 
-def test_a_model_without_masks_predicts_instances_of_boxes(pair):
-    _, model = pair
+def test_a_model_without_masks_predicts_instances_of_boxes(tmp_path):
+    _reference(**CONFIGURATIONS["two layers and levels"]).save_pretrained(tmp_path)
+    model = pixvox.load(tmp_path)
     images, _, _ = _inputs()
     results = model.predict(images)
     for result in results:
