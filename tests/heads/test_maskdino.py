@@ -1,9 +1,12 @@
 """Mask DINO in 2-D and 3-D: axes, one slice, gradients, boxes of masks, padding, learning, and what may be missing."""
 
+import numpy as np
 import pytest
 import torch
 
 from pixvox.backbones.simple import Simple
+from pixvox.data.fingerprint import Fingerprint
+from pixvox.data.metadata import Metadata
 from pixvox.heads import denoising
 from pixvox.heads.maskdino import MaskDINO, mask_boxes
 from pixvox.heads.query_head import QueryMasks
@@ -195,6 +198,13 @@ def test_eval_mode_with_targets_gives_losses_and_predictions_without_denoising()
 def test_more_queries_than_tokens_are_as_many_as_tokens():
     outputs = _head(2, num_queries=500).eval()(_features((32, 48)))
     assert outputs["class_logits"].shape[1] == 4 * 6 + 2 * 3
+
+
+def test_the_most_crowded_image_decides_on_the_number_of_denoising_queries():
+    metadata = Metadata("instance", 2, ("cell",), 1)
+    facts = Fingerprint(metadata, 3, np.array([[64, 64]] * 3), objects_per_image=np.array([3, 410, 8]))
+    found = {s.key: s.value for s in MaskDINO.suggest(facts, {}, [(4, 4)], (64, 64))}
+    assert found == {"num_queries": 650, "denoising_queries": 450}
 
 
 # Boxes of masks.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,10 @@ from pixvox.transformer.decoder import DeformableDecoder, ReferencePositions
 from pixvox.transformer.levels import Tokens
 from pixvox.transformer.mlp import MLP
 from pixvox.transformer.proposals import ProposalBranch
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+    from pixvox.data.suggestions import Suggestion
 
 WEIGHTS = {"class": 4.0, "box": 5.0, "giou": 2.0, "mask": 5.0, "dice": 5.0}
 """Of the losses and of the matching costs, in the authors' code."""
@@ -49,8 +54,8 @@ class MaskDINO(QueryHead):
         initial_boxes: Where queries start: from the box of their first mask, or from that of their token.
         proposal_sides: Sides of the tokens' boxes before they are moved, one per level, as shares of the image; None
             is 0.05 on the finest level, and grows with the stride.
-        denoising_queries: Denoising queries per image, at most; an image with more objects has none. 0 is no
-            denoising.
+        denoising_queries: Denoising queries per image, at most; a batch with an image of more objects has none. 0 is
+            no denoising.
         noise_scale: Noise on their boxes, and twice the probability of a random label.
         contrastive: Denoise as DINO, with queries that must learn that there is nothing.
         classification: How queries are classified; by default a sigmoid per class with focal loss.
@@ -115,6 +120,30 @@ class MaskDINO(QueryHead):
         self.box_branch = BoxBranch(channels, spatial_dims)
         self.mask_branch = MLP(channels, channels, in_channels[0])
         classification.init_bias(self.class_branch)
+
+    @classmethod
+    def suggest(
+        cls,
+        facts: Fingerprint,
+        options: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        patch: Sequence[int],
+    ) -> list[Suggestion]:
+        """Return the numbers of queries and of denoising queries by the most crowded images."""
+        from pixvox.data.suggestions import Suggestion
+
+        found = super().suggest(facts, options, strides, patch)
+        if found:
+            crowd = facts.count(99.9)
+            found.append(
+                Suggestion(
+                    "denoising_queries", max(100, 50 * math.ceil(crowd / 50)),
+                    f"an image holds up to {crowd:.0f} objects (99.9th percentile)",
+                    "one image with more objects than this leaves its whole batch without denoising; at least 100",
+                    "DN-DETR (Li et al., 2022, https://arxiv.org/abs/2203.01305)",
+                )
+            )  # fmt: skip
+        return found
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers of the decoder."""
