@@ -58,7 +58,12 @@ class ComponentTimes:
         """Return part, milliseconds, share of the total and parameters, for a table."""
         total = self.milliseconds["total"]
         return [
-            (part, f"{value:.2f}", f"{100 * value / total:.0f}%", f"{self.parameters.get(part, 0):,}")
+            (
+                part,
+                f"{value:.2f}",
+                f"{100 * value / total:.0f}%",
+                f"{self.parameters[part]:,}" if part in self.parameters else "",
+            )
             for part, value in self.milliseconds.items()
         ]
 
