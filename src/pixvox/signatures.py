@@ -88,7 +88,18 @@ def _public_names(found: Any) -> list[str]:
 
 
 def signature(target: Any) -> Signature:
-    """Return the parameters that ``target``, a class or function, takes."""
+    """Return the parameters that ``target``, a class or function, takes.
+
+    A class of this package that hands further keyword arguments on (``**options``) takes those of its base.
+
+    Example:
+        >>> class Base:
+        ...     def __init__(self, size: int, colour: str = "red") -> None: ...
+        >>> class Derived(Base):
+        ...     def __init__(self, size: float, **options: object) -> None: ...
+        >>> sorted(signature(Derived).annotations), signature(Derived).open
+        (['colour', 'size'], False)
+    """
     function = target.__init__ if inspect.isclass(target) else target
     try:
         parameters = list(inspect.signature(target).parameters.values())
@@ -100,7 +111,21 @@ def signature(target: Any) -> Signature:
         for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    return Signature(named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters))
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    base = _base_that_takes_the_rest(target) if is_open else None
+    if base is None:
+        return Signature(named, is_open)
+    further = signature(base)
+    return Signature({**further.annotations, **named}, further.open)
+
+
+def _base_that_takes_the_rest(target: Any) -> type | None:
+    """Return the class whose constructor a class of ours hands its further arguments to."""
+    # What classes of others do with further arguments is not known.
+    if not inspect.isclass(target) or not target.__module__.startswith("pixvox."):
+        return None
+    owners = [kind for kind in target.__mro__ if "__init__" in vars(kind)]
+    return owners[1] if len(owners) > 1 and owners[1].__module__.startswith("pixvox.") else None
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
