@@ -89,11 +89,9 @@ def test_the_centre_of_every_pixel_of_a_ramp_gives_its_number(dims, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_lies_outside_is_zero_and_half_outside_half(backend):
     value = torch.full((1, 6, 1, 1), 8.0)
-    places = [(-0.5, 0.5), (0.5, 1.6), (0.0, 0.5), (1.0, 1.0), (-1e30, 0.5), (0.5, float("inf"))]
-    locations = torch.tensor(places).view(1, 6, 1, 1, 1, 2).requires_grad_()
-    sampled = multi_scale_deformable_attention(
-        value, [(2, 3)], locations[:, :5], torch.ones(1, 5, 1, 1, 1), backend
-    )
+    places = [(-0.5, 0.5), (0.5, 1.6), (0.0, 0.5), (1.0, 1.0), (-1e30, 0.5)]
+    locations = torch.tensor(places).view(1, 5, 1, 1, 1, 2).requires_grad_()
+    sampled = multi_scale_deformable_attention(value, [(2, 3)], locations, torch.ones(1, 5, 1, 1, 1), backend)
     assert sampled.flatten().tolist() == [0.0, 0.0, 4.0, 2.0, 0.0]
     sampled.sum().backward()
     assert locations.grad[0, 2].flatten().tolist() == [24.0, 0.0]  # 8 over the width of a pixel

@@ -50,6 +50,7 @@ def multilinear_sampling(
         backend = _best_backend(table, weight)
     weight = weight.to(table.dtype)
     if backend == "gather":
+        index = index.long()  # what exporters turn this into takes no int32
         return (table[index] * weight[..., None]).sum(dim=-2)
     samples, taps = index.shape[:-1], index.shape[-1]
     if index.numel() == 0:  # keeps the graph: gradients of nothing are zeros, not an error
