@@ -238,8 +238,8 @@ def test_boxes_of_masks_are_relative_to_the_valid_part():
     dense = torch.zeros(1, 1, 4, 8, dtype=torch.bool)
     dense[..., 1:3, 2:8] = True
     box = mask_boxes(_masks(dense), torch.tensor([[5.0, 4.0]]))[0, 0]
-    # From x = 2 / 5 on to beyond the valid part; what lies beyond counts until it is as long as the image.
-    assert torch.allclose(box, torch.tensor([1.0, 0.5, 1.0, 0.5]), atol=1e-4)
+    # From x = 2 / 5 to the end of the valid part; what lies beyond does not count.
+    assert torch.allclose(box, torch.tensor([0.7, 0.5, 0.6, 0.5]), atol=1e-4)
 
 
 # Errors.

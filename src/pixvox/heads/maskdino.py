@@ -165,28 +165,36 @@ class MaskDINO(QueryHead):
         elif self.training:
             # No parameter may be left out of a step, or processes would wait for its gradient.
             queries = queries + 0.0 * self.denoising.labels.weight.sum()
-        shares = tokens.valid_ratios[:, :1].repeat(1, 1, 2)
-        states = self.decoder(
-            queries,
-            lambda places: self.positions(
-                places / shares
-            ),  # relative to the valid part: padding changes nothing
-            references,
-            tokens,
-            refine=lambda layer, states, boxes: self._move(states, boxes),
-            mask=None if noised is None else noised.mask,
+        predictions = self._decode(
+            queries, references, tokens, pixels, None if noised is None else noised.mask
         )
-        predictions = [self._predict(self.decoder.norm(queries), references, pixels)]
-        for after, reference in zip(states.queries, states.references[:-1], strict=True):
-            # As the authors' code does: boxes from normalised queries, classes and masks from twice normalised ones.
-            boxes = self._move(after, reference)
-            predictions.append(self._predict(self.decoder.norm(after), boxes, pixels))
         denoised = None
         if noised is not None:
             first = noised.objects.shape[1]
             denoised = DenoisingPredictions([_part(p, 0, first) for p in predictions], noised.objects)
             predictions = [_part(p, first, None) for p in predictions]
         return self.outputs(features, predictions, proposals, denoised, targets)
+
+    def _decode(
+        self, queries: Tensor, references: Tensor, tokens: Tokens, pixels: Tensor, mask: Tensor | None
+    ) -> list[QueryPrediction]:
+        """Return what the queries predict before the first layer and after each."""
+        # Positions are relative to the valid part, so that padding changes nothing.
+        shares = tokens.valid_ratios[:, :1].repeat(1, 1, 2)
+        states = self.decoder(
+            queries,
+            lambda places: self.positions(places / shares),
+            references,
+            tokens,
+            refine=lambda layer, states, boxes: self._move(states, boxes),
+            mask=mask,
+        )
+        predictions = [self._predict(self.decoder.norm(queries), references, pixels)]
+        for after, reference in zip(states.queries, states.references[:-1], strict=True):
+            # As the authors' code does: boxes from normalised queries, classes and masks from twice normalised ones.
+            boxes = self._move(after, reference)
+            predictions.append(self._predict(self.decoder.norm(after), boxes, pixels))
+        return predictions
 
     def _move(self, queries: Tensor, boxes: Tensor) -> Tensor:
         """Return the boxes, moved as the queries say."""
@@ -213,7 +221,7 @@ class MaskDINO(QueryHead):
 def mask_boxes(
     masks: QueryMasks, valid_cells: Float[Tensor, "batch dims"], chunk: int = 64
 ) -> Float[Tensor, "batch queries sides"]:
-    """Return the tight boxes of the masks of queries, relative to the valid part of each image.
+    """Return the tight boxes of the masks of queries, relative to the valid part of each image, within it.
 
     An empty mask gives a box of no size at the first corner. Nothing is learned through these boxes.
 
@@ -230,14 +238,23 @@ def mask_boxes(
     queries, grid = masks.embeddings.shape[1], masks.grid
     images = []
     for image in range(masks.embeddings.shape[0]):
-        corners = []
+        corners, within = [], _begins_within(grid, valid_cells[image])
         for start in range(0, queries, chunk):
             inside = masks.of_image(image, slice(start, start + chunk)) > 0
-            corners.append(_tight_corners(inside))
+            corners.append(_tight_corners(inside & within))
         low, high = torch.cat(corners, dim=1) / valid_cells[image]
         images.append(torch.cat([(low + high) / 2, high - low], dim=1))
     boxes = torch.stack(images) if queries else valid_cells.new_zeros(len(images), 0, 2 * len(grid))
     return inverse_sigmoid(boxes).sigmoid()
+
+
+def _begins_within(grid: Sequence[int], valid_cells: Tensor) -> Tensor:
+    """Return which cells of a grid begin in the valid part, whose size is ``(x, y[, z])``."""
+    within = torch.ones(tuple(grid), dtype=torch.bool, device=valid_cells.device)
+    for axis, length in enumerate(grid):
+        begins = torch.arange(length, device=valid_cells.device) < valid_cells[len(grid) - 1 - axis]
+        within &= begins.reshape(-1, *(1,) * (len(grid) - axis - 1))
+    return within
 
 
 def _tight_corners(inside: Tensor) -> Tensor:
