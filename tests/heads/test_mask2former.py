@@ -198,3 +198,31 @@ def test_it_learns(size, task):
         optimizer.step()
         totals.append(loss.item())
     assert min(totals[-5:]) < totals[0] / 2
+
+
+def test_half_precision_and_computing_twice_change_nothing_that_matters():
+    from pixvox.gradient_checkpointing import recompute_blocks
+
+    model = pixvox.create_model(
+        head="mask2former", backbone="simple", num_classes=2, in_channels=1, backbone__channels=[8, 8],
+        backbone__strides=[4, 8], neck__channels=8, neck__mask_channels=8, neck__num_layers=1, neck__num_heads=2,
+        num_queries=4, channels=8, num_layers=2, num_heads=2, feedforward=12, num_points=30,
+    ).train()  # fmt: skip
+    image, label_map = _scene((32, 48), 0)
+    targets = [Instances(masks=label_map, labels=label_map.unique()[1:] - 1)]
+
+    def learn():
+        model.zero_grad()
+        losses = model(image[None], targets, seeds=[1])["losses"]
+        sum(losses.values()).backward()
+        return losses, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    losses, gradients = learn()
+    with torch.autocast("cpu", torch.bfloat16):
+        halves = model(image[None], targets, seeds=[1])["losses"]
+    for name, value in halves.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(losses[name].item(), rel=0.1)
+    assert len(recompute_blocks(model)) == 2 + 1 + 2
+    for name, gradient in learn()[1].items():
+        assert torch.equal(gradient, gradients[name]), name
