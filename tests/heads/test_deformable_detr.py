@@ -6,6 +6,7 @@ from torch import nn
 
 import pixvox
 from pixvox.heads.deformable_detr import DeformableDETR
+from pixvox.losses.query_classification import IoUAware, SoftmaxWithNoObject
 from pixvox.structures import Features, Geometry, Instances
 
 CHANNELS, PIXELS, CLASSES = 8, 6, 3
@@ -185,6 +186,22 @@ def test_proposals_learn_that_there_is_an_object_whatever_its_class():
     for name in ("proposals_class", "proposals_box", "proposals_giou"):
         assert torch.equal(first[name], second[name])
     assert not torch.equal(first["class"], second["class"])
+
+
+@pytest.mark.parametrize(
+    "classification", [SoftmaxWithNoObject(), IoUAware()], ids=lambda c: type(c).__name__
+)
+def test_any_classification_serves_both_stages(classification):
+    head = _head(2, two_stage=True, classification=classification).train()
+    label_map = torch.zeros(32, 48, dtype=torch.int64)
+    label_map[3:12, 5:17] = 1
+    truths = [Instances(masks=label_map, labels=torch.tensor([2]))] * 2
+    outputs = head(_features((32, 48)), truths)
+    proposed = outputs["proposals"].class_logits
+    assert proposed.shape[-1] == classification.num_logits(1)
+    scores = classification.scores(proposed)[..., 0]
+    assert (scores[:, :-1] >= scores[:, 1:]).all()  # best first, whatever a logit means
+    assert all(torch.isfinite(loss) for loss in head.loss(outputs, truths).values())
 
 
 def test_levels_of_different_channels_are_refused_with_the_repair():
