@@ -344,7 +344,7 @@ def test_denoising_queries_learn_the_object_they_come_from_and_padding_nothing()
     size = (24, 40)
     targets = [_blocks(size, 3, ignored=[0]), Instances.empty(size)]
     layer, noised = _prediction(2, 5, CLASSES, (6, 10)), _prediction(2, 4, CLASSES, (6, 10), seed=1)
-    objects = torch.tensor([[1, 0, -1, -1], [-1, -1, -1, -1]])
+    objects = torch.tensor([[1, 0, -1, 0], [-1, -1, -1, -1]])
     valid = torch.tensor([[True, True, True, False], [False] * 4])
     criterion = SetCriterion(SigmoidFocal(), ALL, ALL, num_points=30)
     denoising = DenoisingPredictions([noised, noised], objects, valid)

@@ -77,3 +77,9 @@ class DenoisingPredictions:
     predictions: list[QueryPrediction]
     objects: Int[Tensor, "batch queries"]
     valid: Bool[Tensor, "batch queries"] | None = None
+
+    @property
+    def with_object(self) -> Bool[Tensor, "batch queries"]:
+        """True for queries that learn to give back an object."""
+        found = self.objects >= 0
+        return found if self.valid is None else found & self.valid

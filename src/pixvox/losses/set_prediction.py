@@ -126,7 +126,7 @@ class SetCriterion:
         device = outputs["prediction"].class_logits.device
         objects = groups * sum(len(truth.labels) for truth in truths)
         denoising = outputs.get("denoising")
-        noised = 0 if denoising is None else int((denoising.objects >= 0).sum())
+        noised = 0 if denoising is None else int(denoising.with_object.sum())
         return world_mean(torch.tensor([objects, noised], dtype=torch.float32, device=device))
 
     def _truths(self, outputs: Mapping[str, Any], targets: Sequence[Instances]) -> list[SetTargets]:
@@ -242,12 +242,9 @@ class SetCriterion:
         count: Tensor,
     ) -> dict[str, Tensor]:
         """Return the terms of queries that know their objects."""
-        from_object = denoising.objects >= 0
-        if denoising.valid is not None:
-            from_object &= denoising.valid
         pairs = [
             (rows.nonzero()[:, 0], objects[rows])
-            for rows, objects in zip(from_object, denoising.objects, strict=True)
+            for rows, objects in zip(denoising.with_object, denoising.objects, strict=True)
         ]
         terms: dict[str, Tensor] = {}
         for prediction in denoising.predictions:
