@@ -10,6 +10,7 @@ from parity import assert_near, randomise
 from pixvox.errors import WeightsError
 from pixvox.ops.matching import Candidates
 from pixvox.structures import Instances
+from pixvox.weights.checkpoint import save_safetensors
 
 transformers = pytest.importorskip("transformers")
 
@@ -154,7 +155,15 @@ def test_a_model_without_masks_predicts_instances_of_boxes(tmp_path):
         assert (result.instances.boxes[:, 2] <= 96).all()
 
 
-def test_names_of_older_and_newer_files_are_both_known(tmp_path, pair):
+def test_a_loaded_model_is_saved_and_loaded_as_our_own(pair, tmp_path):
+    _, model = pair
+    again = pixvox.load(save_safetensors(model, tmp_path / "own.safetensors"))
+    images, _, _ = _inputs()
+    with torch.no_grad():
+        assert torch.equal(again(images)["boxes"], model(images)["boxes"])
+
+
+def test_names_of_older_and_newer_files_are_both_known(pair):
     """Files keep the names of old releases; modules have new ones."""
     from pixvox.weights.deformable_detr import convert
 
