@@ -1,10 +1,12 @@
 """LW-DETR with masks: groups, volumes, few tokens, many objects, and that it learns."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from parity import assert_near, randomise
 from pixvox.heads.lw_detr import LWDETR
@@ -326,3 +328,15 @@ def _peak():
     """Return the peak resident memory of this process in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def test_half_precision_and_recomputed_blocks_give_the_losses_of_plain_training():
+    head, features = _head().train(), _features((32, 48))
+    targets = _targets((32, 48))
+    expected = sum(head.loss(head(features, targets), targets).values())
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = sum(head.loss(head(features, targets), targets).values())
+    assert float(halved) == pytest.approx(float(expected), rel=0.03)
+    for block in head.blocks():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    assert torch.equal(sum(head.loss(head(features, targets), targets).values()), expected)

@@ -1,5 +1,7 @@
 """LW-DETR and RF-DETR equal transformers' with the same weights: outputs, matches and losses."""
 
+import json
+
 import pytest
 import torch
 
@@ -199,15 +201,30 @@ def test_pixvox_loads_the_folder_and_rebuilds_the_model_from_its_own_file(tmp_pa
     import pixvox
 
     reference = _rf_detr(windows=2).eval()
-    reference.config.id2label = dict(enumerate("abcd"))
+    reference.config.id2label, reference.config.mask_class_loss_coefficient = dict(enumerate("abcd")), 3.0
     reference.save_pretrained(tmp_path)
     model = pixvox.load(tmp_path)
     assert model.class_names == ("a", "b", "c", "d") and not model.training
+    assert model.head.criterion.weights == {"class": 1, "box": 5, "giou": 2, "mask": 3, "dice": 5}
     assert model.config["inference"] == {"resize": "exact", "size": [32, 32]}
     images = torch.randn(1, 3, 32, 32)
     assert_near(model(images)["mask_logits"], reference(images).pred_masks)
     result = model.predict(torch.rand(3, 40, 56))
     assert result.size == (40, 56)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({"height": 40, "width": 56}, {"resize": "exact", "size": [40, 56]}),
+        ({"shortest_edge": 48, "longest_edge": 96}, {"resize": "shortest", "size": 48, "max_size": 96}),
+        (None, {"resize": "exact", "size": [64, 64]}),
+    ],
+)
+def test_images_are_resized_as_the_folder_says(tmp_path, size, expected):
+    if size is not None:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    assert _converted(_lw_detr([1.0]), lw_detr, tmp_path).config["inference"] == expected
 
 
 @pytest.mark.parametrize("change", ["missing", "left over"])
@@ -236,6 +253,7 @@ def test_a_key_too_few_or_too_many_is_named(tmp_path, change):
             {"use_absolute_position_embeddings": False},
             "only use_absolute_position_embeddings=True",
         ),
+        ("head", {"projector_scale_factors": []}, "must tell projector_scale_factors"),
         ("backbone", {"out_indices": None, "out_features": ["final"]}, "which blocks are given out"),
     ],
 )

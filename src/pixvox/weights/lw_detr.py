@@ -13,7 +13,7 @@ from torch import Tensor
 from pixvox.errors import WeightsError
 from pixvox.weights.checkpoint import load_state
 from pixvox.weights.renaming import Rename, renamed
-from pixvox.weights.transformers_folder import class_names
+from pixvox.weights.transformers_folder import class_names, read_json
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
@@ -45,6 +45,17 @@ _SCALE: list[Rename] = [
 ]
 
 _LAYER = r"decoder\.layers\.(\d+)\."
+
+_COSTS = {
+    "class": ("class_cost", 2.0), "box": ("bbox_cost", 5.0), "giou": ("giou_cost", 2.0),
+    "mask": ("mask_class_loss_coefficient", 5.0), "dice": ("mask_dice_loss_coefficient", 5.0),
+}  # fmt: skip
+_LOSSES = {
+    "class": ("class_loss_coefficient", 1.0), "box": ("bbox_loss_coefficient", 5.0),
+    "giou": ("giou_loss_coefficient", 2.0), "mask": ("mask_class_loss_coefficient", 5.0),
+    "dice": ("mask_dice_loss_coefficient", 5.0),
+}  # fmt: skip
+"""Names of weights in a configuration, and what they are where it does not say."""
 
 HEAD: list[Rename] = [
     (_LAYER + r"self_attn\.q_proj\.(.*)", r"decoder.layers.\1.self_attention.query.\2"),
@@ -85,6 +96,11 @@ def build(state: Mapping[str, Tensor], config: Mapping[str, Any] | None, source:
     config = config or {}
     vit = config.get("backbone_config") or {}
     refuse_others(config, vit, source, {"batch_norm_eps": 1e-5, "attention_bias": True})
+    scales = list(config.get("projector_scale_factors") or ())
+    if not scales:
+        raise WeightsError(
+            f"{source}: config.json must tell projector_scale_factors, such as [1.0]; it does not"
+        )
     out_blocks = given_out(vit, source)
     prefixes = {"model.backbone.backbone.": "backbone.", "model.backbone.projector.": "neck."}
     parts: dict[str, dict[str, Tensor]] = {"backbone.": {}, "neck.": {}, "head.": {}}
@@ -101,7 +117,7 @@ def build(state: Mapping[str, Tensor], config: Mapping[str, Any] | None, source:
     arguments = {
         "backbone__windowed_blocks": windowed(vit.get("window_block_indices") or (), out_blocks),
         "backbone__windows": windows,
-        "neck__scale_factors": list(config["projector_scale_factors"]),
+        "neck__scale_factors": scales,
         "neck__norm": "batch",
         "masks": False,
     }
@@ -165,12 +181,14 @@ def assemble(
             "alpha": config.get("focal_alpha", 0.25),
             "least_target": 0.01,
         },
+        costs=_weights(config, _COSTS),
+        weights=_weights(config, _LOSSES),
         **sizes,
         **arguments,
     )
     state = {prefix + key: value for prefix, part in converted.items() for key, value in part.items()}
     load_state(model, state, source)
-    model.config["inference"] = {"resize": "exact", "size": _image_size(config, vit)}
+    model.config["inference"] = _inference(source, vit)
     return model
 
 
@@ -284,7 +302,23 @@ def refuse_others(
                 )
 
 
-def _image_size(config: Mapping[str, Any], vit: Mapping[str, Any]) -> list[int]:
-    """Return the size that images were trained at."""
-    size = vit.get("image_size", 256)
-    return [int(length) for length in size] if isinstance(size, list | tuple) else [int(size)] * 2
+def _weights(config: Mapping[str, Any], names: Mapping[str, tuple[str, float]]) -> dict[str, float]:
+    return {term: float(config.get(name, default)) for term, (name, default) in names.items()}
+
+
+def _inference(source: Path, vit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images are resized: as ``preprocessor_config.json`` says, else to the size of the backbone."""
+    file = source / "preprocessor_config.json"
+    size = read_json(file).get("size") if file.is_file() else None
+    if isinstance(size, dict) and "shortest_edge" in size:
+        longest = size.get("longest_edge")
+        return {
+            "resize": "shortest",
+            "size": int(size["shortest_edge"]),
+            "max_size": longest and int(longest),
+        }
+    if isinstance(size, dict) and {"height", "width"} <= set(size):
+        return {"resize": "exact", "size": [int(size["height"]), int(size["width"])]}
+    trained = vit.get("image_size", 256)
+    lengths = trained if isinstance(trained, list | tuple) else [trained, trained]
+    return {"resize": "exact", "size": [int(length) for length in lengths]}

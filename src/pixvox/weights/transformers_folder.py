@@ -18,7 +18,7 @@ _INDEX = "model.safetensors.index.json"
 
 def is_transformers_folder(path: Path) -> bool:
     """Tell whether a folder is one of transformers': it has a ``config.json`` that names a kind of model."""
-    return (path / "config.json").is_file() and "model_type" in _read_json(path / "config.json")
+    return (path / "config.json").is_file() and "model_type" in read_json(path / "config.json")
 
 
 def read_transformers_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -27,11 +27,11 @@ def read_transformers_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tens
     Raises:
         WeightsError: If there are no weights, or a file is damaged.
     """
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if (path / "model.safetensors").is_file():
         return config, read_safetensors(path / "model.safetensors")[0]
     if (path / _INDEX).is_file():
-        files = sorted(set(_read_json(path / _INDEX).get("weight_map", {}).values()))
+        files = sorted(set(read_json(path / _INDEX).get("weight_map", {}).values()))
         state: dict[str, Tensor] = {}
         for file in files:
             state |= read_safetensors(path / Path(file).name)[0]
@@ -56,7 +56,7 @@ def class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     return found if len(names) == num_classes and all(found) else ()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file.
 
     Raises:
