@@ -288,7 +288,7 @@ class Segmentation:
     def polygons(self) -> list[list[list[float]]]:
         """Return the outlines of each instance as lists of ``[x0, y0, x1, y1, ...]`` (2-D only)."""
         if self.instances is None or (self.instances.polygons is None and self.instances.masks is None):
-            raise ValueError("this segmentation has no instances; polygons exist for instance results")
+            raise ValueError("this segmentation has no masks or outlines of instances to make polygons of")
         if self.instances.polygons is not None:
             return self.instances.polygons
         return self.instances.masks.polygons()  # type: ignore[union-attr]
