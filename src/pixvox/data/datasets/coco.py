@@ -176,7 +176,7 @@ class _Index:
         self.file, self.folder, self.on_invalid = file, folder, on_invalid
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
-        content = _read_json(file)
+        content = read_json(file)
         self.category_ids, self.class_names = self._categories(content["categories"])
         images = self._images(content["images"])
         by_image = self._annotations(content["annotations"], images)
@@ -339,7 +339,12 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the content of a COCO file.
+
+    Raises:
+        DataError: If it is no JSON, or lacks images, annotations or categories.
+    """
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError as error:
