@@ -25,6 +25,16 @@ def test_group_norm_groups_divide_the_channels():
     assert norm("group", 3, 48)(torch.zeros(1, 48, 2, 2, 2)).shape[1] == 48
 
 
+@pytest.mark.parametrize("size", [(3, 4), (2, 3, 4)])
+def test_channel_norm_looks_at_the_channels_of_each_pixel_alone(size):
+    x = torch.randn(2, 6, *size)
+    normalised = norm("channel", len(size), 6)(x)
+    assert torch.allclose(normalised.mean(dim=1), torch.zeros(2, *size), atol=1e-6)
+    moved = x.clone()
+    moved[..., 0] += 1.0 + torch.arange(6.0).reshape(6, *[1] * (len(size) - 1))
+    assert torch.equal(norm("channel", len(size), 6)(moved)[..., 1:], normalised[..., 1:])
+
+
 def test_convolution_has_a_bias_only_without_norm():
     assert ConvNormAct(2, 1, 2, norm_name="batch")[0].bias is None
     assert ConvNormAct(2, 1, 2, norm_name="none")[0].bias is not None
