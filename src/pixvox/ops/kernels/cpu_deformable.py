@@ -138,7 +138,7 @@ def _gradients(
     one, zero = value.dtype.type(1), value.dtype.type(0)
     row, weight = np.empty(corners, np.int64), np.empty(corners, value.dtype)
     fraction, reach = np.empty(dims, value.dtype), np.empty((dims, 2), value.dtype)
-    dots = np.empty(corners, value.dtype)
+    dots, slopes = np.empty(corners, value.dtype), np.empty((dims, corners), value.dtype)
     places = locations.reshape(-1)
     for image in range(images):
         first_head = min(max(first - image * heads, 0), heads)
@@ -161,22 +161,19 @@ def _gradients(
                             for axis in axes:
                                 dot *= reach[axis, (corner >> axis) & 1]
                             dots[corner] = dot
-                        total = zero
-                        for corner in range(corners):
-                            total += weight[corner] * dots[corner]
-                        attention_gradient[image, query, head, level, point] = total
+                        # Along each axis: the difference of neighbours, and their mixture for the axes after it.
                         for axis in axes:
-                            total = zero
-                            for corner in range(corners):
-                                slope = dots[corner]
-                                for other in axes:
-                                    upper = (corner >> other) & 1
-                                    if other == axis:
-                                        slope *= one if upper else -one
-                                    else:
-                                        slope *= fraction[other] if upper else one - fraction[other]
-                                total += slope
+                            part = fraction[axis]
+                            for pair in range(corners >> (axis + 1)):
+                                lower, upper = dots[2 * pair], dots[2 * pair + 1]
+                                slopes[axis, pair] = upper - lower
+                                dots[pair] = lower + part * (upper - lower)
+                                for earlier in range(axis):
+                                    lower, upper = slopes[earlier, 2 * pair], slopes[earlier, 2 * pair + 1]
+                                    slopes[earlier, pair] = lower + part * (upper - lower)
+                        attention_gradient[image, query, head, level, point] = dots[0]
+                        for axis in axes:
                             length = value.dtype.type(sizes[level, dims - 1 - axis])
                             location_gradient[image, query, head, level, point, axis] = (
-                                total * factor * length
+                                slopes[axis, 0] * factor * length
                             )
