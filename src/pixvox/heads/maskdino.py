@@ -219,7 +219,7 @@ class MaskDINO(QueryHead):
 
 @torch.no_grad()
 def mask_boxes(
-    masks: QueryMasks, valid_cells: Float[Tensor, "batch dims"], chunk: int = 64
+    masks: QueryMasks, valid_cells: Float[Tensor, "batch dims"], chunk: int | None = None
 ) -> Float[Tensor, "batch queries sides"]:
     """Return the tight boxes of the masks of queries, relative to the valid part of each image, within it.
 
@@ -228,7 +228,7 @@ def mask_boxes(
     Args:
         masks: Masks of queries.
         valid_cells: Cells of the mask grid that are not padding, ``(x, y[, z])``; may be fractional.
-        chunk: Queries whose maps are made at once.
+        chunk: Queries whose maps are made at once; by default as many as make 16 million logits (64 MB).
 
     Example:
         >>> masks = QueryMasks(torch.ones(1, 1, 1), torch.tensor([[[[-1.0, 1, 1, -1], [-1, 1, -1, -1]]]]))
@@ -236,11 +236,12 @@ def mask_boxes(
         [0.5, 0.5, 0.5, 0.9999899864196777]
     """
     queries, grid = masks.embeddings.shape[1], masks.grid
+    step = chunk or max(1, 2**24 // math.prod(grid))
     images = []
     for image in range(masks.embeddings.shape[0]):
         corners, within = [], _begins_within(grid, valid_cells[image])
-        for start in range(0, queries, chunk):
-            inside = masks.of_image(image, slice(start, start + chunk)) > 0
+        for start in range(0, queries, step):
+            inside = masks.of_image(image, slice(start, start + step)) > 0
             corners.append(_tight_corners(inside & within))
         low, high = torch.cat(corners, dim=1) / valid_cells[image]
         images.append(torch.cat([(low + high) / 2, high - low], dim=1))
@@ -262,12 +263,12 @@ def _tight_corners(inside: Tensor) -> Tensor:
     axes = range(1, inside.dim())
     low, high = [], []
     for axis in reversed(axes):
-        others = [other for other in axes if other != axis]
-        touched = inside.float().amax(dim=others)
-        first = touched.argmax(dim=1)
-        end = touched.shape[1] - touched.flip(1).argmax(dim=1)
-        low.append(first)
-        high.append(torch.where(touched.amax(dim=1) > 0, end, 0))
+        touched = inside
+        for other in reversed(axes):
+            touched = touched if other == axis else touched.any(dim=other)
+        along = touched.byte()
+        low.append(along.argmax(dim=1))
+        high.append((along.shape[1] - along.flip(1).argmax(dim=1)) * touched.any(dim=1))
     return torch.stack([torch.stack(low, dim=1), torch.stack(high, dim=1)]).float()
 
 
@@ -312,10 +313,11 @@ def _sides(sides: Sequence[float], levels: int, spatial_dims: int) -> list[list[
 
 
 def _checked(instances: Instances, num_classes: int) -> Instances:
-    """Return the instances, whose labels must be classes."""
-    if len(instances) and not 0 <= int(instances.labels.min()) <= int(instances.labels.max()) < num_classes:
+    """Return the instances, whose labels must be classes where they are learned."""
+    labels = instances.labels[~instances.ignore]
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
-            f"labels run from {int(instances.labels.min())} to {int(instances.labels.max())}, but the head has "
-            f"{num_classes} classes, 0 to {num_classes - 1}; build the model with the classes of the data"
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but the head has {num_classes} classes, "
+            f"0 to {num_classes - 1}; build the model with the classes of the data"
         )
     return instances
