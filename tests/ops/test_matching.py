@@ -59,9 +59,9 @@ def test_groups_are_matched_each_on_its_own():
 
 def test_an_infinite_cost_is_the_last_choice_and_hides_no_difference():
     infinite = float("inf")
-    # The first query can only take an infinite cost; the others still choose well between small ones.
-    cost = [[infinite, infinite, infinite], [1.0, 1.001, 9.0], [1.0, 1.0, 9.0]]
-    assert _match(cost) == ([0, 1, 2], [2, 0, 1])
+    # One pair must be infinite; between the largest floats scipy would no longer see that 0.52 is less than 0.99.
+    cost = [[infinite, infinite, 0.99], [infinite, infinite, 0.52], [0.71, infinite, 0.91]]
+    assert _match(cost) == ([0, 1, 2], [1, 2, 0])
     assert _match([[-infinite, 0.0], [0.0, 5.0]]) == ([0, 1], [0, 1])
 
 
