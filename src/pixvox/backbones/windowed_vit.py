@@ -55,7 +55,8 @@ class WindowedBlock(nn.Module):
     ) -> Float[Tensor, "windows tokens channels"]:
         """Return the transformed tokens of all windows of all images."""
         tokens = tokens + self.scale1 * self._attend(self.norm1(tokens))
-        return tokens + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
+        output: Tensor = tokens + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
+        return output
 
     def _attend(self, tokens: Tensor) -> Tensor:
         shape = tokens.shape
@@ -90,7 +91,7 @@ class PositionTable(nn.Module):
 
     def forward(self, size: Sequence[int]) -> Float[Tensor, "1 channels *size"]:
         """Return the positions of a grid of ``size`` patches."""
-        positions = self.plane
+        positions: Tensor = self.plane
         if tuple(positions.shape[2:]) != tuple(size[-2:]):
             positions = F.interpolate(
                 positions.float(), tuple(size[-2:]), mode="bicubic", antialias=self.antialias
@@ -223,10 +224,14 @@ class WindowedViT(Backbone):
     def _to_windows(self, maps: Tensor) -> Tensor:
         """Turn maps ``(batch, channels, *grid)`` into ``(batch * windows, tokens, channels)``."""
         dims = self.spatial_dims
-        for axis, count in enumerate(self.windows):
-            maps = maps.unflatten(2 + 2 * axis, (count, -1))
+        sides = [side for n, w in zip(maps.shape[2:], self.windows, strict=True) for side in (w, n // w)]
         outer, inner = (tuple(range(first, 2 + 2 * dims, 2)) for first in (2, 3))
-        return maps.permute(0, *outer, *inner, 1).flatten(1 + dims, 2 * dims).flatten(0, dims)
+        return (
+            maps.reshape(*maps.shape[:2], *sides)
+            .permute(0, *outer, *inner, 1)
+            .flatten(1 + dims, 2 * dims)
+            .flatten(0, dims)
+        )
 
     def _to_map(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         """Turn tokens of windows back into maps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from pixvox.structures import Features, Targets
 from pixvox.transformer.box_refinement import BoxBranch, move_in_proportion
 from pixvox.transformer.decoder import DeformableDecoder, ReferencePositions
 from pixvox.transformer.levels import Tokens
-from pixvox.transformer.proposals import ProposalBranch
+from pixvox.transformer.proposals import ProposalBranch, Proposals
 
 COSTS = {"class": 2.0, "box": 5.0, "giou": 2.0, "mask": 5.0, "dice": 5.0}
 WEIGHTS = {"class": 1.0, "box": 5.0, "giou": 2.0, "mask": 5.0, "dice": 5.0}
@@ -146,48 +147,49 @@ class LWDETR(QueryHead):
         learns = self.training or targets is not None
         tokens = Tokens.of(features.levels, features.strides, features.valid_sizes)
         groups = self.groups if self.training else 1
-        proposals, memory = self._propose(tokens, groups)
+        proposals = self._propose(tokens, groups)
+        batch, number = proposals.indices.shape
         queries, shifts = (
-            table.weight.unflatten(0, (self.groups, -1))[:groups, : memory.shape[1] // groups].flatten(0, 1)
+            table.weight.view(self.groups, self.num_queries, -1)[:groups, : number // groups]
+            .flatten(0, 1)
+            .expand(batch, -1, -1)
             for table in (self.queries, self.references)
         )
         # The decoder learns to move the boxes, not to make the proposals other boxes.
-        references = move_in_proportion(proposals.boxes.detach(), shifts.expand(len(memory), -1, -1))
-        states = self.decoder(
-            queries.expand(len(memory), -1, -1), self.positions, references, tokens, groups=groups
-        )
+        references = move_in_proportion(proposals.boxes.detach(), shifts)
+        states = self.decoder(queries, self.positions, references, tokens, groups=groups)
+        first = QueryPrediction(proposals.class_logits, proposals.boxes)
         masks = None
         if self.masks is not None:
             pixels = self._pixels(features)
             masks = self.masks(pixels, states.queries, last_only=not learns)
-            proposals.masks = self.masks.product(pixels, memory) if learns else None
+            first.masks = self.masks.product(pixels, proposals.memory) if learns else None
         predictions = [
             QueryPrediction(self.classes(known), move_in_proportion(references, self.boxes(known)))
             for known in (states.queries if learns else states.queries[-1:])
         ]
         for number, prediction in enumerate(predictions):
             prediction.masks = None if masks is None else masks[number]
-        return self.outputs(features, predictions, proposals, targets=targets)
+        return self.outputs(features, predictions, first, targets=targets)
 
-    def _propose(self, tokens: Tokens, groups: int) -> tuple[QueryPrediction, Tensor]:
-        """Return the proposals of each group, one group after the other, and what they know."""
-        found = [
+    def _propose(self, tokens: Tokens, groups: int) -> Proposals:
+        """Return the proposals of each group, one group after the other."""
+        branches = zip(self.proposals, self.proposal_classes, self.proposal_boxes, strict=True)
+        found: list[Proposals] = [
             branch(
                 tokens,
                 self.num_queries,
                 classes,
                 lambda known, box, m=boxes: move_in_proportion(box, m(known)),
             )
-            for branch, classes, boxes in zip(
-                self.proposals[:groups],
-                self.proposal_classes[:groups],
-                self.proposal_boxes[:groups],
-                strict=True,
-            )
+            for branch, classes, boxes in itertools.islice(branches, groups)
         ]
-        class_logits = torch.cat([group.class_logits for group in found], dim=1)
-        prediction = QueryPrediction(class_logits, torch.cat([group.boxes for group in found], dim=1))
-        return prediction, torch.cat([group.memory for group in found], dim=1)
+        return Proposals(
+            *(
+                torch.cat([getattr(group, part.name) for group in found], dim=1)
+                for part in dataclasses.fields(Proposals)
+            )
+        )
 
     def _pixels(self, features: Features) -> Tensor:
         """Return the finest level on the grid of the masks."""

@@ -81,7 +81,7 @@ class MultiScaleProjector(Neck):
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks that mix the levels, one per scale."""
-        return [scale.mix for scale in self.scales]
+        return [block for block in self.modules() if isinstance(block, C2f)]
 
     def forward(
         self, levels: Sequence[Tensor], valid_sizes: Int[Tensor, "batch dims"] | None = None

@@ -147,7 +147,7 @@ def assemble(
         patch = backbone["embedding.weight"]
         num_classes = len(head["classes.bias"])
         groups = sum(key.startswith("proposal_classes.") for key in head) // 2
-        sizes = {
+        sizes: dict[str, Any] = {
             "in_channels": patch.shape[1],
             "backbone__channels": patch.shape[0],
             "backbone__patch_size": list(patch.shape[2:]),
@@ -258,7 +258,7 @@ def position_table(positions: Tensor) -> Tensor:
     """Return learned positions ``(1, 1 + patches, channels)`` of a square grid as a map, without the first."""
     patches = positions[:, 1:]
     side = round(patches.shape[1] ** 0.5)
-    return patches.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+    return patches.transpose(1, 2).reshape(1, -1, side, side)
 
 
 def given_out(vit: Mapping[str, Any], source: Path) -> list[int]:
