@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from parity import assert_near, randomise
-from pixvox.transformer.masked_decoder import MaskedDecoder
+from pixvox.transformer.masked_decoder import MaskedDecoder, outside_masks
 from pixvox.weights.mask2former import DECODER_TRANSFORMERS, convert_decoder
 
 
@@ -24,10 +24,10 @@ def _levels(channels, sizes, batch=2, seed=1):
 
 
 @pytest.mark.parametrize(
-    ("channels", "features", "heads", "layers", "queries", "project"),
-    [(16, 16, 4, 4, 7, False), (24, 16, 3, 2, 5, False), (16, 16, 2, 1, 6, True)],
+    ("channels", "features", "heads", "layers", "queries", "project", "empty"),
+    [(16, 16, 4, 4, 7, False, False), (24, 16, 3, 2, 5, False, True), (16, 16, 2, 1, 6, True, False)],
 )
-def test_every_step_equals_transformers(channels, features, heads, layers, queries, project):
+def test_every_step_equals_transformers(channels, features, heads, layers, queries, project, empty):
     reference = _reference(
         feature_size=features, hidden_dim=channels, mask_feature_size=12, num_attention_heads=heads,
         decoder_layers=layers + 1, dim_feedforward=20, num_queries=queries, enforce_input_projection=project,
@@ -40,12 +40,26 @@ def test_every_step_equals_transformers(channels, features, heads, layers, queri
     decoder.load_state_dict(state)
     levels = _levels(features, [(8, 12), (4, 6), (2, 3)])
     pixels = _levels(12, [(16, 24)], seed=2)[0]
+    if empty:  # the first channel decides: masks are everywhere or, and then they block nothing, nowhere
+        pixels[:, 0] = -50.0
     with torch.no_grad():
         expected = reference(levels[::-1], pixels)
         steps = decoder(levels, [(8, 8), (16, 16), (32, 32)], pixels)
+    nowhere = [bool((masks < 0).flatten(2).all(dim=2).any()) for masks in expected.masks_queries_logits]
+    assert any(nowhere[:-1]) == empty
     assert len(steps) == len(expected.masks_queries_logits) == layers + 1
     for (known, embeddings), masks, hidden in zip(
         steps, expected.masks_queries_logits, expected.intermediate_hidden_states, strict=True
     ):
         assert_near(known, hidden.transpose(0, 1))
         assert_near(torch.einsum("bqc,bchw->bqhw", embeddings, pixels), masks)
+
+
+def test_an_empty_mask_blocks_nothing_but_padding():
+    embeddings, pixels = torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[[2.0, 1.0, 3.0]]])
+    padding = torch.tensor([[False, False, True]])
+    assert outside_masks(embeddings, pixels).tolist() == [[[False] * 3, [False] * 3]]
+    assert outside_masks(embeddings, pixels, padding).tolist() == [[[False, False, True]] * 2]
+    assert outside_masks(embeddings, -pixels * torch.tensor([1.0, -1.0, -1.0])).tolist() == [
+        [[True, False, False], [False, True, True]]
+    ]
