@@ -11,6 +11,7 @@ are those of training, its validations included; images per second are those of 
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -61,7 +62,7 @@ def run_one(head: str, dims: int, folder: Path, extra: list[str]) -> None:
         "dims": dims,
         "overrides": extra,
         "steps": run.summary["steps"],
-        "scores": scores,
+        "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
         "cpu_seconds": round(cpu),
         "wall_seconds": round(wall),
         "parameters_millions": round(run.summary["parameters"] / 1e6, 2),
@@ -100,7 +101,10 @@ def table(results: list[dict[str, Any]], dims: int) -> str:
     titles = ["head", *SCORES[dims], *(name.replace("_", " ") for name in costs)]
     lines = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
     for result in results:
-        scores = [f"{result['scores'][name]:.3f}" for name in SCORES[dims].values()]
+        scores = [
+            "-" if result["scores"][name] is None else f"{result['scores'][name]:.3f}"
+            for name in SCORES[dims].values()
+        ]
         lines.append([result["head"], *scores, *(str(result[name]) for name in costs)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
