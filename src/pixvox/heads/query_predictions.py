@@ -37,7 +37,8 @@ class QueryMasks:
 
     def logits(self) -> Float[Tensor, "batch queries *grid"]:
         """Return the logits of all queries on the grid: for those who ask."""
-        return (self.embeddings @ self.pixels.flatten(2)).unflatten(2, self.grid)
+        logits = self.embeddings @ self.pixels.flatten(2)
+        return logits.reshape(*logits.shape[:2], *self.grid)
 
     def of_image(
         self, image: int, queries: Int[Tensor, " chosen"] | slice = slice(None)
@@ -45,7 +46,8 @@ class QueryMasks:
         """Return the logits, in float32, of some queries of one image."""
         with torch.autocast(self.pixels.device.type, enabled=False):
             chosen = self.embeddings[image, queries].float()
-            return (chosen @ self.pixels[image].float().flatten(1)).unflatten(1, self.grid)
+            logits = chosen @ self.pixels[image].float().flatten(1)
+            return logits.reshape(len(chosen), *self.grid)
 
 
 @dataclass
