@@ -61,12 +61,14 @@ class Attention(nn.Module):
             values: Values.
             blocked: True where a query must not look; a query that may look nowhere gives NaN or zeros.
         """
-        heads = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        query, key, value = (
+            projection(x).reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
             for projection, x in ((self.query, queries), (self.key, keys), (self.value, values))
         )
         seen = F.scaled_dot_product_attention(
-            *heads,
+            query,
+            key,
+            value,
             attn_mask=None if blocked is None else ~blocked[:, None],
             dropout_p=self.dropout if self.training else 0.0,
         )

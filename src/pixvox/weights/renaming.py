@@ -33,7 +33,8 @@ def reorder_levels(value: Tensor, num_heads: int, order: Sequence[int]) -> Tenso
         num_heads: Heads.
         order: For each new level its old place.
     """
-    return value.unflatten(0, (num_heads, len(order), -1))[:, list(order)].flatten(0, 2)
+    rows = value.reshape(num_heads, len(order), -1, *value.shape[1:])
+    return rows[:, list(order)].flatten(0, 2)
 
 
 def split_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
