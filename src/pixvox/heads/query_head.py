@@ -126,7 +126,7 @@ class QueryHead(Head):
         """Return the raw outputs, with which every ``forward`` ends.
 
         Unless the head trains with targets they hold the public tensors of the last layer: ``class_logits``, ``boxes``
-        (relative to the padded input) and ``mask_logits``.
+        (relative to the valid part of each image) and ``mask_logits``.
 
         Args:
             features: What the head was given.
@@ -151,9 +151,7 @@ class QueryHead(Head):
             return found
         found["class_logits"] = last.class_logits
         if last.boxes is not None:
-            valid = features.valid_sizes.flip(1).to(last.boxes)
-            share = valid / valid.new_tensor(features.input_size[::-1])
-            found["boxes"] = last.boxes * share.repeat(1, 2)[:, None]
+            found["boxes"] = last.boxes
         if last.masks is not None:
             found["mask_logits"] = last.masks.logits()
         return found
