@@ -78,7 +78,8 @@ class Tokens:
         lengths = [math.prod(shape) for shape in self.shapes]
         parts = torch.split(self.values, lengths, dim=1)
         return [
-            part.transpose(1, 2).reshape(len(part), -1, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+            part.transpose(1, 2).reshape(len(part), -1, *shape)
+            for part, shape in zip(parts, self.shapes, strict=True)
         ]
 
     def valid_cells(self, level: int) -> Int[Tensor, "batch dims"]:
