@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -275,3 +276,58 @@ def test_locations_of_another_dimension_are_refused():
         multi_scale_deformable_attention(
             value, LEVELS[2], torch.cat([locations, locations[..., :1]], -1), attention
         )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("misfit", ["images", "heads", "queries", "points"])
+def test_tensors_that_do_not_fit_each_other_are_refused_before_memory_is_read(misfit, backend):
+    value, locations, attention = case(2)
+    if misfit == "images":
+        value = value[:1]
+    elif misfit == "heads":
+        value = value[:, :, :1]
+    elif misfit == "queries":
+        locations = locations.repeat(1, 9, 1, 1, 1, 1)
+    else:
+        attention = attention[..., :-1]
+    attend = inspect.unwrap(multi_scale_deformable_attention)  # without the tests' own check of shapes
+    with pytest.raises(ValueError, match="the sampling locations are"):
+        attend(value, LEVELS[2], locations, attention, backend)
+
+
+def test_a_level_without_positions_is_refused():
+    value, locations, attention = case(2)
+    with pytest.raises(ValueError, match="at least one position per axis"):
+        multi_scale_deformable_attention(value[:, :54], [(6, 9), (0, 5)], locations, attention)
+
+
+def test_a_line_is_attended_by_the_stock_operator_alone():
+    value, locations, attention = case(2)
+    lines = [(54,), (15,)]
+    along = multi_scale_deformable_attention(value, lines, locations[..., :1], attention)
+    flat = torch.cat([locations[..., :1], torch.full_like(locations[..., :1], 0.5)], dim=-1)
+    torch.testing.assert_close(
+        along, multi_scale_deformable_attention(value, [(1, 54), (1, 15)], flat, attention)
+    )
+    with pytest.raises(ValueError, match="images and volumes, not 1 axes"):
+        multi_scale_deformable_attention(value, lines, locations[..., :1], attention, "numba")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_location_makes_the_compiled_form_read_beyond_a_level(dtype):
+    extremes = torch.tensor([1e38, -1e38, 3e9, -3e9, math.inf, -math.inf], dtype=dtype)
+    for length in (1, 2, 3, 7, 8, 64, 127, 4096):
+        # The last numbers before the outermost places that still touch a pixel, where rounding could carry one over.
+        edges = torch.tensor([(length + 0.5) / length, -0.5 / length, 1.0, 0.0], dtype=dtype)
+        near = [edges]
+        for _ in range(3):
+            near.append(torch.nextafter(near[-1], torch.full_like(edges, 0.5)))
+        x = torch.cat([*near, extremes])
+        locations = torch.full((2, len(x), 1, 1, 1, 2), 0.5, dtype=dtype)
+        locations[..., 0] = x[:, None, None, None]
+        value = torch.cat([torch.ones(1, length, 1, 1), torch.full((1, length, 1, 1), 1e9)]).to(dtype)
+        first, second = multi_scale_deformable_attention(
+            value, [(1, length)], locations, torch.ones(2, len(x), 1, 1, 1, dtype=dtype), "numba"
+        )
+        assert first.max() <= 1.0
+        assert torch.equal(second, second.clamp(min=0)) and not second[-6:].any()

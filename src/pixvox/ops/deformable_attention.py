@@ -18,6 +18,7 @@ from torch import Tensor
 from pixvox.ops.sampling import has_numba, is_exporting, multilinear_sampling
 
 _BACKENDS = ("auto", "torch", "gather", "numba", "triton")
+_DIMS_OF_TWINS = (2, 3)
 
 
 def multi_scale_deformable_attention(
@@ -47,8 +48,8 @@ def multi_scale_deformable_attention(
         ``heads * channels`` features per query, in the type of ``value``.
 
     Raises:
-        ValueError: If the levels do not add up to the positions of ``value``, or the backend is unknown or
-            not for this device.
+        ValueError: If the tensors do not fit each other or the levels, or the backend is unknown or not for
+            this device.
 
     Example:
         >>> row = torch.tensor([0.0, 10.0, 20.0, 30.0]).view(1, 4, 1, 1)  # one level of 1 x 4 pixels
@@ -59,15 +60,15 @@ def multi_scale_deformable_attention(
     if isinstance(spatial_shapes, Tensor):
         spatial_shapes = spatial_shapes.tolist()
     shapes = [tuple(shape) for shape in spatial_shapes]
-    _check(shapes, value, sampling_locations)
+    _check(shapes, value, sampling_locations, attention_weights)
     if backend not in _BACKENDS:
         raise ValueError(f"backend is one of {', '.join(_BACKENDS)}, got {backend!r}")
     if backend == "auto":
-        backend = _best_backend(value)
+        backend = _best_backend(value, sampling_locations.shape[-1])
     if sampling_locations.dtype != torch.float64:
         sampling_locations = sampling_locations.float()
     if backend in ("numba", "triton"):
-        _check_twin(backend, value)
+        _check_twin(backend, value, sampling_locations.shape[-1])
         from pixvox.ops.kernels.deformable import deformable_attention
 
         output = deformable_attention(value, shapes, sampling_locations, attention_weights, backend)
@@ -116,9 +117,11 @@ def _rows(
     return index.flatten(3), weight.flatten(3)
 
 
-def _best_backend(value: Tensor) -> str:
+def _best_backend(value: Tensor, dims: int) -> str:
     if is_exporting():
         return "gather"
+    if dims not in _DIMS_OF_TWINS:
+        return "torch"
     if value.device.type == "cpu" and has_numba():
         return "numba"
     # Triton's twin adds with atomics, in another order every time.
@@ -133,7 +136,8 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _check(shapes: Sequence[Sequence[int]], value: Tensor, locations: Tensor) -> None:
+def _check(shapes: Sequence[Sequence[int]], value: Tensor, locations: Tensor, attention: Tensor) -> None:
+    """Refuse what does not fit together: compiled kernels would read outside of memory."""
     lengths = [math.prod(shape) for shape in shapes]
     if sum(lengths) != value.shape[1] or len(shapes) != locations.shape[3]:
         raise ValueError(
@@ -145,9 +149,22 @@ def _check(shapes: Sequence[Sequence[int]], value: Tensor, locations: Tensor) ->
             f"levels of {list(map(tuple, shapes))} are not sampled at locations of {locations.shape[-1]} "
             "coordinates; give one coordinate (x, y[, z]) per axis"
         )
+    if any(length < 1 for shape in shapes for length in shape):
+        raise ValueError(f"levels of {list(map(tuple, shapes))} must have at least one position per axis")
+    batch, heads = value.shape[0], value.shape[2]
+    if (locations.shape[0], locations.shape[2]) != (batch, heads) or attention.shape != locations.shape[:-1]:
+        raise ValueError(
+            f"value has {batch} images and {heads} heads, but the sampling locations are {tuple(locations.shape)} and "
+            f"the attention weights {tuple(attention.shape)}; give (batch, queries, heads, levels, points, dims) and "
+            "the same without dims"
+        )
 
 
-def _check_twin(backend: str, value: Tensor) -> None:
+def _check_twin(backend: str, value: Tensor, dims: int) -> None:
+    if dims not in _DIMS_OF_TWINS:
+        raise ValueError(
+            f'the {backend} backend is for images and volumes, not {dims} axes; use backend="torch"'
+        )
     device = {"numba": "cpu", "triton": "cuda"}[backend]
     if value.device.type != device and not (backend == "triton" and "TRITON_INTERPRET" in os.environ):
         raise ValueError(
