@@ -6,10 +6,12 @@
 #   make check       lint, format, types
 #
 # PYTHON=python3.12 picks another interpreter for .venv. CONSTRAINTS= (empty) installs the newest versions that
-# pyproject.toml allows instead of the tested ones; CONSTRAINTS=constraints/oldest.txt the oldest.
+# pyproject.toml allows instead of the tested ones; CONSTRAINTS=constraints/oldest.txt EXTRAS=dev the oldest, which
+# leaves out the comparisons with transformers.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/tested.txt
+EXTRAS ?= dev,oracles
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
@@ -30,14 +32,14 @@ $(BIN)/python:
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@ .venv/core.stamp
 
 demo: .venv/core.stamp
 	$(BIN)/python -m pixvox.demo
 
 test: .venv/dev.stamp
-	$(TEST) -q -m "not slow" --cov --cov-report=term
+	$(TEST) -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 test-slow: .venv/dev.stamp
 	$(TEST) -q -m slow

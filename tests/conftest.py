@@ -1,5 +1,17 @@
-"""Shapes and types of every annotated function are checked while the tests run."""
+"""Shapes and types of every annotated function are checked while the tests run; comparisons need their oracle."""
+
+import importlib.util
+import re
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
 install_import_hook("pixvox", "typechecking.typechecked")
+
+# The job of the oldest allowed versions cannot install transformers, which wants newer ones.
+if importlib.util.find_spec("transformers") is None:
+    collect_ignore = [
+        str(file)
+        for file in Path(__file__).parent.rglob("test_*.py")
+        if re.search(r"^\s*(from|import) transformers", file.read_text(), re.MULTILINE)
+    ]
