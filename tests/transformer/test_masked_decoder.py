@@ -63,3 +63,30 @@ def test_an_empty_mask_blocks_nothing_but_padding():
     assert outside_masks(embeddings, -pixels * torch.tensor([1.0, -1.0, -1.0])).tolist() == [
         [[True, False, False], [False, True, True]]
     ]
+
+
+def test_padding_of_a_level_that_rounds_up_is_that_of_the_padded_image(monkeypatch):
+    # Images of 24 pixels: three cells at stride 8, and at stride 16 two, which would make 32 pixels.
+    seen = []
+    decoder = MaskedDecoder((8, 8), 2, mask_channels=4, num_queries=3, channels=8, num_layers=2, num_heads=2)
+    monkeypatch.setattr(
+        "pixvox.transformer.masked_decoder.outside_masks",
+        lambda embeddings, pixels, padding: (
+            seen.append(padding) or torch.zeros(1, 3, pixels.shape[2], dtype=torch.bool)
+        ),
+    )
+    levels = _levels(8, [(3, 3), (2, 2)], batch=1)
+    decoder(levels, [(8, 8), (16, 16)], torch.randn(1, 4, 6, 6), torch.tensor([[16, 24]]))
+    coarse, fine = (padding[0].reshape(n, n) for padding, n in zip(seen, (2, 3), strict=True))
+    assert not coarse.any()
+    assert fine.tolist() == [[False] * 3, [False] * 3, [True] * 3]
+
+
+def test_a_level_that_no_layer_looks_at_leaves_no_weight_without_a_gradient():
+    decoder = MaskedDecoder(
+        (6, 6, 6), 2, mask_channels=4, num_queries=3, channels=8, num_layers=2, num_heads=2
+    )
+    levels = _levels(6, [(4, 6), (2, 3), (1, 2)])
+    steps = decoder(levels, [(8, 8), (16, 16), (32, 32)], torch.randn(2, 4, 8, 12))
+    sum(known.sum() + masks.sum() for known, masks in steps).backward()
+    assert [name for name, weight in decoder.named_parameters() if weight.grad is None] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -151,7 +152,7 @@ class MaskedDecoder(nn.Module):
             pixels: Mask features; a query's mask is their product with its embedding.
             valid_sizes: The part of each image that is not padding, in input pixels and array order.
         """
-        seen = [self._level(i, levels[i], strides[i], pixels, valid_sizes) for i in range(len(levels))]
+        seen = self._levels(levels, strides, pixels.detach(), valid_sizes)
         queries = self.query_features.expand(pixels.shape[0], -1, -1)
         positions = self.query_positions[None]
         steps = [self._predict(queries)]
@@ -166,15 +167,29 @@ class MaskedDecoder(nn.Module):
         known = self.norm(queries)
         return known, self.mask_embedding(known)
 
-    def _level(
-        self, index: int, level: Tensor, stride: Sequence[int], pixels: Tensor, valid_sizes: Tensor | None
-    ) -> _Level:
-        """Return a level as tokens, and the mask features at its size."""
-        tokens = Tokens.of([self.projections[index](level)], [stride], valid_sizes)
-        places = self.positions(level, tokens.valid_cells(0)).flatten(2).transpose(1, 2)
-        values = tokens.values + self.level_embedding[index]
-        resized = resize(pixels.detach(), level.shape[2:]).flatten(2)
-        return _Level(values + places, values, tokens.padding, resized)
+    def _levels(
+        self,
+        levels: Sequence[Tensor],
+        strides: Sequence[Sequence[int]],
+        pixels: Tensor,
+        valid_sizes: Tensor | None,
+    ) -> list[_Level]:
+        """Return the levels as tokens, and the mask features at the size of each."""
+        projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
+        # All at once: the finest level tells the size of the padded images, which coarser ones may round up. And a
+        # level that no layer looks at, for there are fewer layers, keeps its part of the graph.
+        tokens = Tokens.of(projected, strides, valid_sizes)
+        lengths = [math.prod(shape) for shape in tokens.shapes]
+        parts = torch.split(tokens.values, lengths, dim=1)
+        padding = (
+            [None] * len(parts) if tokens.padding is None else torch.split(tokens.padding, lengths, dim=1)
+        )
+        seen = []
+        for i, (part, shape) in enumerate(zip(parts, tokens.shapes, strict=True)):
+            places = self.positions(projected[i], tokens.valid_cells(i)).flatten(2).transpose(1, 2)
+            values = part + self.level_embedding[i]
+            seen.append(_Level(values + places, values, padding[i], resize(pixels, shape).flatten(2)))
+        return seen
 
 
 @torch.no_grad()
