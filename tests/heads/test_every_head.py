@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pixvox import create_model, list_heads
+from pixvox.errors import ConfigError
 from pixvox.structures import Geometry, Instances
 from small_heads import small
 
@@ -52,3 +53,9 @@ def test_every_parameter_gets_a_gradient_even_when_no_image_has_objects(head):
         model.train().zero_grad()
         sum(model.loss(images, truth).values()).backward()
         assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"maskrcnn", "lw_detr"}))
+def test_heads_without_groups_of_queries_do_not_pretend_to_have_them(head):
+    with pytest.raises(ConfigError, match="groups"):
+        create_model(head=head, backbone="simple", num_classes=2, in_channels=1, **small(head, groups=3))

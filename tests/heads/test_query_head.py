@@ -188,7 +188,7 @@ def test_doubles_of_a_mask_go_on_request():
 
 def test_public_tensors_are_there_unless_training_with_targets():
     maps = _smooth(3, (6, 9))
-    head, features = Told(_prediction(maps), groups=1), _features((24, 36), (24, 36))
+    head, features = Told(_prediction(maps)), _features((24, 36), (24, 36))
     targets = [Instances.empty((24, 36))]
     public = {"class_logits", "mask_logits"}
     assert not public & set(head.train()(features, targets))

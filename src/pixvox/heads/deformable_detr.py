@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixvox.heads.head import Outputs
-from pixvox.heads.query_head import QueryHead
+from pixvox.heads.query_head import QueryHead, used_weights
 from pixvox.heads.query_predictions import QueryMasks, QueryPrediction
 from pixvox.losses.query_classification import QueryClassification, SigmoidFocal
 from pixvox.structures import Features, Targets
@@ -172,10 +172,9 @@ class DeformableDETR(QueryHead):
         **options: Any,
     ) -> None:
         classification = classification or SigmoidFocal()
-        used = WEIGHTS if masks else {name: WEIGHTS[name] for name in ("class", "box", "giou")}
         super().__init__(
-            spatial_dims, num_classes, classification, _only(costs or WEIGHTS, used),
-            _only(weights or WEIGHTS, used), class_agnostic_proposals=True, **options,
+            spatial_dims, num_classes, classification, used_weights(costs or WEIGHTS, masks),
+            used_weights(weights or WEIGHTS, masks), class_agnostic_proposals=True, **options,
         )  # fmt: skip
         self.first = 1 if masks else 0
         channels = _one_width(in_channels[self.first :], masks)
@@ -243,11 +242,6 @@ class DeformableDETR(QueryHead):
             classifier = self.classifiers[layer if self.refine else 0]
             predictions.append(QueryPrediction(classifier(queries), boxes, masks))
         return predictions
-
-
-def _only(values: Mapping[str, float], names: Mapping[str, float]) -> dict[str, float]:
-    """Leave out what a head without masks does not predict."""
-    return {name: value for name, value in values.items() if name in names or name not in WEIGHTS}
 
 
 def _one_width(channels: Sequence[int], masks: bool) -> int:

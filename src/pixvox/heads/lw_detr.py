@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from pixvox.heads.head import Outputs
 from pixvox.heads.pixel_queries import PixelQueries
-from pixvox.heads.query_head import QueryHead
+from pixvox.heads.query_head import QueryHead, used_weights
 from pixvox.heads.query_predictions import QueryPrediction
 from pixvox.layers import PerAxis, per_axis, resize
 from pixvox.losses.query_classification import IoUAware, QueryClassification
@@ -102,18 +101,20 @@ class LWDETR(QueryHead):
                 "all levels need the same channels (put neck=multi_scale_projector before this head), "
                 f"got {in_channels}"
             )
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
         classification = classification or IoUAware()
         super().__init__(
             spatial_dims,
             num_classes,
             classification,
-            _with_masks_or_without(costs or COSTS, masks),
-            _with_masks_or_without(weights or WEIGHTS, masks),
-            groups=groups,
+            used_weights(costs or COSTS, masks),
+            used_weights(weights or WEIGHTS, masks),
             **options,
         )
         channels = in_channels[0]
         self.num_queries = num_queries
+        self.groups = groups
         self.mask_stride = (
             tuple(min(4, step) for step in strides[0])
             if mask_stride is None
@@ -185,20 +186,16 @@ class LWDETR(QueryHead):
             for branch, classes, boxes in itertools.islice(branches, groups)
         ]
         return Proposals(
-            *(
-                torch.cat([getattr(group, part.name) for group in found], dim=1)
-                for part in dataclasses.fields(Proposals)
-            )
+            torch.cat([group.class_logits for group in found], dim=1),
+            torch.cat([group.boxes for group in found], dim=1),
+            torch.cat([group.memory for group in found], dim=1),
+            torch.cat([group.indices for group in found], dim=1),
         )
 
     def _pixels(self, features: Features) -> Tensor:
         """Return the finest level on the grid of the masks."""
         grid = [max(1, n // step) for n, step in zip(features.padded_size, self.mask_stride, strict=True)]
         return resize(features.levels[0], grid)
-
-
-def _with_masks_or_without(weights: Mapping[str, float], masks: bool) -> dict[str, float]:
-    return {name: weight for name, weight in weights.items() if masks or name not in ("mask", "dice")}
 
 
 def _doublings(strides: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -47,7 +47,6 @@ class QueryHead(Head):
         importance_ratio: Part of the points that are chosen for being uncertain.
         mask_loss: ``"bce"`` or ``"focal"``.
         class_agnostic_proposals: Teach the encoder's proposals as if there were one class.
-        groups: Groups of queries in training, each matched on its own; one answers afterwards.
         score_threshold: Instances below are not given out.
         pseudo_label_threshold: Instances above teach a student.
         detections_per_image: Most instances of one image; None is as many as queries.
@@ -56,6 +55,8 @@ class QueryHead(Head):
     """
 
     task = "instance"
+    groups = 1
+    """Groups of queries in training, each matched on its own, for heads that make such; one answers afterwards."""
 
     def __init__(
         self,
@@ -69,7 +70,6 @@ class QueryHead(Head):
         importance_ratio: float = 0.75,
         mask_loss: Literal["bce", "focal"] = "bce",
         class_agnostic_proposals: bool = False,
-        groups: int = 1,
         score_threshold: float = 0.0,
         pseudo_label_threshold: float = 0.7,
         detections_per_image: int | None = None,
@@ -81,14 +81,11 @@ class QueryHead(Head):
             raise ValueError(
                 f"detections_per_image must be at least 1, or null for no cap; got {detections_per_image}"
             )
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
         self.classification = classification
         self.criterion = SetCriterion(
             classification, costs, weights, num_points, oversample_ratio, importance_ratio, mask_loss,
             class_agnostic_proposals,
         )  # fmt: skip
-        self.groups = groups
         self.detections_per_image = detections_per_image
         self.mask_score = mask_score
         self.mask_nms_threshold = mask_nms_threshold
@@ -213,6 +210,16 @@ def _original_boxes(boxes: Tensor, geometry: Geometry) -> Tensor:
         size[::-1] * 2, dtype=torch.float32
     )
     return clip_boxes(corners, size)
+
+
+def used_weights(weights: Mapping[str, float], masks: bool) -> dict[str, float]:
+    """Return costs or weights of losses as a head uses them: without masks, those of masks go.
+
+    Example:
+        >>> used_weights({"class": 2.0, "giou": 2.0, "dice": 5.0}, masks=False)
+        {'class': 2.0, 'giou': 2.0}
+    """
+    return {name: weight for name, weight in weights.items() if masks or name not in ("mask", "dice")}
 
 
 def _instances(targets: Targets, name: str) -> Sequence[Instances]:
