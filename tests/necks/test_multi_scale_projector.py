@@ -127,6 +127,8 @@ def test_permuting_the_axes_permutes_the_scales(order):
         (FLAT, {"scale_factors": (3.0,)}, "descending powers of 2"),
         (((1, 1), (2, 2)), {"scale_factors": (2.0, 1.0)}, "1 is the finest that there is"),
         (FLAT, {"activation": "tanh"}, "one of \\['gelu', 'relu', 'silu'\\], got 'tanh'"),
+        (((14, 14),) * 2, {"scale_factors": (4.0, 1.0)}, "whole strides only"),
+        (((3, 3),) * 2, {"scale_factors": (4.0, 1.0)}, "whole strides only"),
     ],
 )
 def test_impossible_options_are_refused(strides, options, message):

@@ -44,7 +44,8 @@ class MultiScaleProjector(Neck):
             or two.
 
     Raises:
-        ValueError: If the factors are no descending powers of 2, or a level's stride is none times the finest's.
+        ValueError: If the factors are no descending powers of 2 or lead to a stride that is no whole number, or a
+            level's stride is no power of 2 times the finest's.
 
     Example:
         >>> neck = MultiScaleProjector((8, 8), ((16, 16), (16, 16)), scale_factors=(2.0, 0.5), out_channels=4)
@@ -228,7 +229,13 @@ def _targets(
         raise ValueError(
             f"scale_factors must be descending powers of 2, such as [2.0, 1.0, 0.5, 0.25], got {factors}"
         )
-    targets = [tuple(max(1, int(s / factor)) for s in finest) for factor in factors]
+    exact = [tuple(max(1.0, s / factor) for s in finest) for factor in factors]
+    if any(not t.is_integer() or not _is_power_of_2(s / t) for e in exact for s, t in zip(finest, e, strict=True)):
+        raise ValueError(
+            f"scale_factors={factors} of the finest level, of stride {finest}, give the strides {exact}: doublings "
+            "lead to whole strides only; choose smaller factors, or a backbone whose stride is a power of 2"
+        )
+    targets = [tuple(int(t) for t in target) for target in exact]
     if len(set(targets)) < len(targets):
         raise ValueError(
             f"scale_factors={factors} give the strides {targets} twice: the finest level has stride {finest}, and 1 "
