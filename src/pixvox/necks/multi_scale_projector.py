@@ -230,7 +230,9 @@ def _targets(
             f"scale_factors must be descending powers of 2, such as [2.0, 1.0, 0.5, 0.25], got {factors}"
         )
     exact = [tuple(max(1.0, s / factor) for s in finest) for factor in factors]
-    if any(not t.is_integer() or not _is_power_of_2(s / t) for e in exact for s, t in zip(finest, e, strict=True)):
+    if any(
+        not t.is_integer() or not _is_power_of_2(s / t) for e in exact for s, t in zip(finest, e, strict=True)
+    ):
         raise ValueError(
             f"scale_factors={factors} of the finest level, of stride {finest}, give the strides {exact}: doublings "
             "lead to whole strides only; choose smaller factors, or a backbone whose stride is a power of 2"
