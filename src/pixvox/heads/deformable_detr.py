@@ -13,6 +13,7 @@ from pixvox.heads.head import Outputs
 from pixvox.heads.query_head import QueryHead, used_weights
 from pixvox.heads.query_predictions import QueryMasks, QueryPrediction
 from pixvox.losses.query_classification import QueryClassification, SigmoidFocal
+from pixvox.ranges import check_at_least
 from pixvox.structures import Features, Targets
 from pixvox.transformer.box_refinement import BoxBranch, move_in_logits
 from pixvox.transformer.decoder import DecoderStates, DeformableDecoder
@@ -171,6 +172,7 @@ class DeformableDETR(QueryHead):
         weights: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
+        check_at_least(1, num_queries=num_queries)
         classification = classification or SigmoidFocal()
         super().__init__(
             spatial_dims, num_classes, classification, used_weights(costs or WEIGHTS, masks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ class Denoising(nn.Module):
         contrastive: bool = False,
     ) -> None:
         super().__init__()
-        if number < 0 or noise_scale < 0:
+        if not (number >= 0 and 0 <= noise_scale < math.inf):
             raise ValueError(
                 f"the number of denoising queries and the scale of their noise must not be negative, "
                 f"got {number} and {noise_scale}; 0 queries switch denoising off"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from pixvox.ranges import check_at_least, check_shares
 from pixvox.structures import Features, Geometry, Segmentation, Targets
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Head(nn.Module, ABC):
                 f"{type(self).__name__} exists for spatial_dims in {self.supported_dims}, got {spatial_dims}; "
                 f"pixvox.list_heads(spatial_dims={spatial_dims}) lists the heads that do"
             )
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_at_least(1, num_classes=num_classes)
+        check_shares(score_threshold=score_threshold, pseudo_label_threshold=pseudo_label_threshold)
         self.spatial_dims = spatial_dims
         self.num_classes = num_classes
         self.score_threshold = score_threshold

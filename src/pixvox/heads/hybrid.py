@@ -15,7 +15,9 @@ from pixvox.heads.query_head import QueryHead
 from pixvox.heads.query_predictions import QueryMasks, QueryPrediction
 from pixvox.layers import ConvNormAct, PerAxis, average_pool, conv, per_axis
 from pixvox.losses.query_classification import QueryClassification, SoftmaxWithNoObject
+from pixvox.ranges import check_at_least, check_shares
 from pixvox.structures import Features, Targets
+from pixvox.transformer.attention import check_heads
 from pixvox.transformer.levels import Tokens
 from pixvox.transformer.masked_decoder import outside_masks
 from pixvox.transformer.mlp import MLP
@@ -60,7 +62,7 @@ class Hybrid(QueryHead):
         options: Further arguments of ``QueryHead``.
 
     Raises:
-        ValueError: If ``patch_size`` or ``masks_from`` is none of these.
+        ValueError: If ``patch_size`` or ``masks_from`` is none of these, or a number makes no sense.
 
     Example:
         >>> head = Hybrid((6,), ((4, 4),), 3, channels=8, num_queries=5, num_layers=2, num_heads=2, feedforward=8)
@@ -94,6 +96,11 @@ class Hybrid(QueryHead):
         num_points: int | None = None,
         **options: Any,
     ) -> None:
+        check_at_least(1, num_queries=num_queries)
+        check_at_least(0, num_layers=num_layers, mask_convs=mask_convs)
+        check_at_least(1, feedforward=feedforward)
+        check_shares(dropout=dropout)
+        check_heads(channels, num_heads)
         classification = classification or SoftmaxWithNoObject()
         super().__init__(
             spatial_dims,

@@ -15,6 +15,7 @@ from pixvox.heads.query_head import QueryHead, used_weights
 from pixvox.heads.query_predictions import QueryPrediction
 from pixvox.layers import PerAxis, per_axis, resize
 from pixvox.losses.query_classification import IoUAware, QueryClassification
+from pixvox.ranges import check_at_least
 from pixvox.structures import Features, Targets
 from pixvox.transformer.box_refinement import BoxBranch, move_in_proportion
 from pixvox.transformer.decoder import DeformableDecoder, ReferencePositions
@@ -96,13 +97,12 @@ class LWDETR(QueryHead):
         weights: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
+        check_at_least(1, num_queries=num_queries, groups=groups)
         if len(set(in_channels)) != 1:
             raise ValueError(
                 "all levels need the same channels (put neck=multi_scale_projector before this head), "
                 f"got {in_channels}"
             )
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
         classification = classification or IoUAware()
         super().__init__(
             spatial_dims,

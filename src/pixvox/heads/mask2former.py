@@ -14,6 +14,7 @@ from pixvox.heads.query_head import QueryHead
 from pixvox.heads.query_maps import class_map_of, masks_of_classes, panoptic_of
 from pixvox.heads.query_predictions import QueryMasks, QueryPrediction
 from pixvox.losses.query_classification import QueryClassification, SoftmaxWithNoObject
+from pixvox.ranges import check_shares
 from pixvox.structures import Features, Geometry, Segmentation, Targets
 from pixvox.transformer.masked_decoder import MaskedDecoder
 
@@ -93,6 +94,7 @@ class Mask2Former(QueryHead):
         )
         if task not in self.tasks:
             raise ValueError(f"task must be one of {', '.join(self.tasks)}; got {task!r}")
+        check_shares(segment_threshold=segment_threshold, overlap_threshold=overlap_threshold)
         if is_thing is not None and len(is_thing) != num_classes:
             raise ValueError(
                 f"is_thing has {len(is_thing)} entries for {num_classes} classes; give one per class"

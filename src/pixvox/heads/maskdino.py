@@ -15,6 +15,7 @@ from pixvox.heads.head import Outputs
 from pixvox.heads.query_head import DenoisingPredictions, QueryHead, QueryMasks, QueryPrediction
 from pixvox.losses.query_classification import QueryClassification, SigmoidFocal
 from pixvox.losses.set_prediction import SetTargets
+from pixvox.ranges import check_at_least
 from pixvox.structures import Features, Instances, Targets
 from pixvox.transformer.box_refinement import BoxBranch, inverse_sigmoid, move_in_logits
 from pixvox.transformer.decoder import DeformableDecoder, ReferencePositions
@@ -97,6 +98,7 @@ class MaskDINO(QueryHead):
         weights: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
+        check_at_least(1, num_queries=num_queries)
         classification = classification or SigmoidFocal()
         super().__init__(
             spatial_dims, num_classes, classification, costs or WEIGHTS, weights or WEIGHTS, **options

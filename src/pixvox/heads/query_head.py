@@ -15,6 +15,7 @@ from pixvox.losses.query_classification import QueryClassification
 from pixvox.losses.set_prediction import SetCriterion
 from pixvox.ops.boxes import box_convert, clip_boxes
 from pixvox.ops.mask_nms import mask_nms
+from pixvox.ranges import check_shares
 from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class QueryHead(Head):
             raise ValueError(
                 f"detections_per_image must be at least 1, or null for no cap; got {detections_per_image}"
             )
+        if mask_nms_threshold is not None:
+            check_shares(mask_nms_threshold=mask_nms_threshold)
         self.classification = classification
         self.criterion = SetCriterion(
             classification, costs, weights, num_points, oversample_ratio, importance_ratio, mask_loss,

@@ -71,7 +71,7 @@ class PointDraw:
     def __init__(self, num_points: int | None, oversample_ratio: float, importance_ratio: float) -> None:
         if num_points is not None and num_points < 1:
             raise ValueError(f"num_points must be at least 1, or null for the whole grid; got {num_points}")
-        if oversample_ratio < 1 or not 0 <= importance_ratio <= 1:
+        if not (1 <= oversample_ratio < math.inf and 0 <= importance_ratio <= 1):
             raise ValueError(
                 "oversample_ratio must be at least 1 and importance_ratio in [0, 1], "
                 f"got {oversample_ratio} and {importance_ratio}"

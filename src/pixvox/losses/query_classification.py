@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixvox.distributed.world import world_mean
+from pixvox.ranges import check_at_least, check_shares
 
 NO_OBJECT = -1
 """Label of a query that is matched to nothing."""
@@ -85,6 +86,7 @@ class SoftmaxWithNoObject(QueryClassification):
 
     def __init__(self, no_object_weight: float = 0.1) -> None:
         super().__init__()
+        check_shares(no_object_weight=no_object_weight)
         self.no_object_weight = no_object_weight
 
     def num_logits(self, num_classes: int) -> int:
@@ -136,6 +138,11 @@ class SigmoidFocal(QueryClassification):
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, prior: float = 0.01) -> None:
         super().__init__()
+        check_at_least(0, gamma=gamma)
+        if not 0 < prior < 1:
+            raise ValueError(f"prior must lie between 0 and 1, got {prior}")
+        if not alpha <= 1:
+            raise ValueError(f"alpha must be at most 1 (below 0 neither side is weighted), got {alpha}")
         self.alpha = alpha
         self.gamma = gamma
         self.prior = prior
@@ -199,6 +206,7 @@ class IoUAware(SigmoidFocal):
         prior: float = 0.01,
     ) -> None:
         super().__init__(cost_alpha, cost_gamma, prior)
+        check_shares(alpha=alpha, least_target=least_target)
         self.iou_alpha = alpha
         self.least_target = least_target
 

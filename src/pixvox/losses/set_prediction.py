@@ -16,6 +16,7 @@ from pixvox.losses.mask_points import MaskPoints, PixelsAtPoints, PointDraw
 from pixvox.losses.query_classification import NO_OBJECT, QueryClassification
 from pixvox.ops.boxes import box_convert, box_iou, box_volume, generalized_box_iou
 from pixvox.ops.matching import Candidates, HungarianMatcher
+from pixvox.ranges import check_weights
 from pixvox.structures import Instances
 
 Pairs = tuple[Tensor, Tensor]
@@ -82,7 +83,7 @@ class SetCriterion:
         if mask_loss not in ("bce", "focal"):
             raise ValueError(f'mask_loss is "bce" or "focal", got {mask_loss!r}')
         self.classification = classification
-        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.weights = check_weights(weights, "loss")
         self.focal = mask_loss == "focal"
         self.matcher = HungarianMatcher(classification.cost, costs, self.focal)
         self.draw = PointDraw(num_points, oversample_ratio, importance_ratio)

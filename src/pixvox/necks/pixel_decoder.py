@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pixvox.layers import ConvNormAct, conv, norm, resize
 from pixvox.necks.neck import Neck
+from pixvox.ranges import check_at_least
 from pixvox.transformer.encoder import DeformableEncoder
 from pixvox.transformer.levels import Tokens
 from pixvox.transformer.positions import SinePositionalEncoding
@@ -72,6 +73,7 @@ class PixelDecoder(Neck):
         position_offset: float = 0.0,
         lateral_levels: int | None = None,
     ) -> None:
+        check_at_least(0, extra_levels=extra_levels)
         available = len(in_channels)
         encoded = encoded_levels
         if encoded is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pixvox.errors import TrainingError
 from pixvox.ops.boxes import box_convert, generalized_box_iou
+from pixvox.ranges import check_weights
 
 _CHUNK = (
     2**21
@@ -106,7 +107,7 @@ class HungarianMatcher:
         unknown = [name for name in costs if name not in self.names]
         if unknown:
             raise ValueError(f"unknown matching costs {unknown}; there are {list(self.names)}")
-        self.costs = {name: float(weight) for name, weight in costs.items() if weight}
+        self.costs = check_weights(costs, "matching cost")
         if not self.costs:
             raise ValueError(f"matching needs at least one cost that is not 0 of {list(self.names)}")
         self.class_cost = class_cost

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from pixvox.ranges import check_at_least, check_shares
+
 
 class Attention(nn.Module):
     """Multi-head attention of queries to keys and values.
@@ -20,7 +22,7 @@ class Attention(nn.Module):
         dropout: Share of attention weights set to zero in training.
 
     Raises:
-        ValueError: If the heads do not share the channels evenly.
+        ValueError: If the heads do not share the channels evenly, or a number makes no sense.
 
     Example:
         >>> import torch
@@ -32,10 +34,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if channels % num_heads != 0:
-            raise ValueError(
-                f"{channels} channels cannot be shared by {num_heads} heads; choose a divisor as num_heads"
-            )
+        check_heads(channels, num_heads)
+        check_shares(dropout=dropout)
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(channels, channels)
@@ -74,3 +74,16 @@ class Attention(nn.Module):
         )
         output: Tensor = self.output(seen.transpose(1, 2).flatten(2))
         return output
+
+
+def check_heads(channels: int, num_heads: int) -> None:
+    """Check that the heads of an attention share its channels evenly.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    check_at_least(1, num_heads=num_heads)
+    if channels % num_heads != 0:
+        raise ValueError(
+            f"{channels} channels cannot be shared by {num_heads} heads; choose a divisor as num_heads"
+        )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from pixvox.ranges import check_at_least
 from pixvox.transformer.attention import Attention
 from pixvox.transformer.deformable import DeformableAttention
 from pixvox.transformer.levels import Tokens
@@ -87,6 +88,7 @@ class DeformableDecoderLayer(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        check_at_least(1, feedforward=feedforward)
         self.self_attention = Attention(channels, num_heads, dropout)
         self.norm1 = nn.LayerNorm(channels)
         self.cross_attention = DeformableAttention(
@@ -145,6 +147,9 @@ class DeformableDecoder(nn.Module):
         num_cross_heads: Heads of the attention to the tokens; as many as of the self-attention when None.
         norm: Applied to the queries that are given out after each layer; the next layer gets them without.
 
+    Raises:
+        ValueError: If a number makes no sense.
+
     Example:
         >>> import torch
         >>> tokens = Tokens.of([torch.randn(1, 8, 4, 6), torch.randn(1, 8, 2, 3)], [(8, 8), (16, 16)])
@@ -169,6 +174,7 @@ class DeformableDecoder(nn.Module):
         norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check_at_least(1, num_layers=num_layers)
         cross_heads = num_heads if num_cross_heads is None else num_cross_heads
         self.layers = nn.ModuleList(
             DeformableDecoderLayer(

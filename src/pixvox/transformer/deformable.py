@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixvox.ops.deformable_attention import multi_scale_deformable_attention
+from pixvox.ranges import check_at_least
+from pixvox.transformer.attention import check_heads
 from pixvox.transformer.levels import Tokens
 
 
@@ -27,7 +29,7 @@ class DeformableAttention(nn.Module):
         num_points: Points per head and level.
 
     Raises:
-        ValueError: If the heads do not share the channels evenly.
+        ValueError: If the heads do not share the channels evenly, or a number is less than 1.
     """
 
     def __init__(
@@ -39,10 +41,8 @@ class DeformableAttention(nn.Module):
         num_points: int = 4,
     ) -> None:
         super().__init__()
-        if channels % num_heads != 0:
-            raise ValueError(
-                f"{channels} channels cannot be shared by {num_heads} heads; choose a divisor as num_heads"
-            )
+        check_heads(channels, num_heads)
+        check_at_least(1, **{"points per head": num_points})  # heads and necks name it differently
         self.spatial_dims = spatial_dims
         self.num_heads = num_heads
         self.num_levels = num_levels

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pixvox.ranges import check_at_least, check_shares
 from pixvox.transformer.deformable import DeformableAttention
 from pixvox.transformer.levels import Tokens
 
@@ -34,6 +35,8 @@ class DeformableEncoderLayer(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        check_at_least(1, feedforward=feedforward)
+        check_shares(dropout=dropout)
         self.attention = DeformableAttention(channels, num_levels, spatial_dims, num_heads, num_points)
         self.norm1 = nn.LayerNorm(channels)
         self.linear1 = nn.Linear(channels, feedforward)
@@ -66,6 +69,9 @@ class DeformableEncoder(nn.Module):
         num_points: Points per head and level.
         feedforward: Hidden channels of the feed-forward networks.
         dropout: Share of values set to zero in training.
+
+    Raises:
+        ValueError: If a number makes no sense.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class DeformableEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_at_least(0, num_layers=num_layers)
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
                 channels, num_levels, spatial_dims, num_heads, num_points, feedforward, dropout

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixvox.layers import conv, resize
+from pixvox.ranges import check_at_least
 from pixvox.transformer.attention import Attention
 from pixvox.transformer.levels import Tokens
 from pixvox.transformer.mlp import MLP
@@ -30,6 +31,7 @@ class MaskedDecoderLayer(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
+        check_at_least(1, feedforward=feedforward)
         self.cross_attention = Attention(channels, num_heads, dropout)
         self.norm1 = nn.LayerNorm(channels)
         self.self_attention = Attention(channels, num_heads, dropout)
@@ -119,6 +121,8 @@ class MaskedDecoder(nn.Module):
         project: bool = False,
     ) -> None:
         super().__init__()
+        check_at_least(1, num_queries=num_queries)
+        check_at_least(0, num_layers=num_layers)
         self.projections = nn.ModuleList(
             conv(spatial_dims, width, channels, 1) if width != channels or project else nn.Identity()
             for width in in_channels
