@@ -1,6 +1,7 @@
 """Deformable DETR equals transformers': forward, matching and loss; plain, refined and in two stages; with padding."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -213,7 +214,11 @@ def _spoil(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("model.level_embed"), r"1 missing \(neck\.level_embedding\)"),
+        (lambda state: state.pop("model.level_embed"), r"lack what is here called 'neck\.level_embedding'"),
+        (
+            lambda state: state.pop("model.encoder.layers.0.final_layer_norm.bias"),
+            r"1 missing \(neck\.encoder\.layers\.0\.norm2\.bias\)",
+        ),
         (lambda state: state.update(surplus=torch.zeros(1)), r"1 keys have no counterpart .*: surplus"),
         (
             lambda state: state.update({"bbox_embed.1.layers.0.bias": torch.ones(32)}),
@@ -226,6 +231,33 @@ def test_what_is_missing_or_left_over_is_an_error_by_name(tmp_path, change, mess
     _spoil(tmp_path, change)
     with pytest.raises(WeightsError, match=message):
         pixvox.load(tmp_path)
+
+
+def test_a_nonsense_configuration_is_refused_or_overruled_by_the_weights(tmp_path):
+    _reference().save_pretrained(tmp_path)
+    honest = json.loads((tmp_path / "config.json").read_text())
+    sizes = pixvox.load(tmp_path).config
+
+    def load(**changes):
+        (tmp_path / "config.json").write_text(json.dumps({**honest, **changes}))
+        return pixvox.load(tmp_path)
+
+    # Built as it says, any of these would take all memory, or for ever.
+    absurd = [
+        "decoder_layers",
+        "encoder_layers",
+        "decoder_n_points",
+        "decoder_ffn_dim",
+        "d_model",
+        "num_feature_levels",
+    ]
+    assert load(**dict.fromkeys(absurd, 10**8), num_queries=10**8, num_channels=10**8).config == sizes
+    for changes in (
+        {"decoder_attention_heads": 0}, {"encoder_attention_heads": "x"}, {"dropout": []}, {"backbone_config": 3},
+        {"class_cost": None}, {"backbone_config": {"model_type": "resnet", "out_features": ["nowhere"]}},
+    ):  # fmt: skip
+        with pytest.raises(WeightsError, match=re.escape(str(tmp_path))):
+            load(**changes)
 
 
 def test_learned_position_tables_are_refused(tmp_path):

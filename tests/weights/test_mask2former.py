@@ -1,5 +1,6 @@
 """Mask2Former with converted weights equals transformers' in outputs, matching, loss; the authors' names load too."""
 
+import json
 import re
 
 import pytest
@@ -215,6 +216,25 @@ def test_files_of_the_authors_load_and_equal_the_same_weights_of_transformers(ki
     torch.save({"model": old}, tmp_path / "old.pth")
     for key, value in pixvox.load(tmp_path / "old.pth").state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("kind", ["swin", "resnet"])
+def test_the_sizes_of_a_backbone_are_those_of_its_weights_whatever_the_configuration_says(kind, tmp_path):
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    Mask2FormerForUniversalSegmentation(_config(kind)).save_pretrained(tmp_path)
+    honest = json.loads((tmp_path / "config.json").read_text())
+    expected = pixvox.load(tmp_path).config["backbone"]
+    absurd = {
+        "depths": [10**8], "embed_dim": 10**8, "window_size": 10**5, "num_heads": "x", "hidden_sizes": None,
+        "embedding_size": -1, "layer_type": {},
+    }  # fmt: skip
+    changed = {**honest, "id2label": [], "backbone_config": {**honest["backbone_config"], **absurd}}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    assert pixvox.load(tmp_path).config["backbone"] == expected
+    (tmp_path / "config.json").write_text(json.dumps({**honest, "num_attention_heads": 0}))
+    with pytest.raises(WeightsError, match="no model can be built of it"):
+        pixvox.load(tmp_path)
 
 
 def test_missing_and_leftover_keys_are_named(tmp_path):

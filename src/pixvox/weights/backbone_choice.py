@@ -16,6 +16,7 @@ from pixvox.weights.backbones import (
     swin_from_official,
     swin_from_transformers,
 )
+from pixvox.weights.renaming import count
 
 
 @dataclass
@@ -55,32 +56,25 @@ def backbone_from_transformers(config: Mapping[str, Any], state: Mapping[str, Te
     """
     kind = config.get("model_type", "swin")
     if kind == "swin":
-        depths = list(config.get("depths", (2, 2, 6, 2)))
-        options = {
-            "channels": config.get("embed_dim", 96),
-            "depths": depths,
-            "num_heads": list(config.get("num_heads", (3, 6, 12, 24))),
-            "window": config.get("window_size", 7),
-            "drop_path": config.get("drop_path_rate", 0.1),
-            "out_levels": _stages(config, len(depths)),
-        }
-        return BackboneChoice("swin", options, swin_from_transformers(state))
+        converted = swin_from_transformers(state)
+        options = _swin_sizes(converted)
+        options["drop_path"] = config.get("drop_path_rate", 0.1)
+        options["out_levels"] = _stages(config, len(options["depths"]))
+        return BackboneChoice("swin", options, converted)
     if kind == "resnet":
         if config.get("hidden_act", "relu") != "relu":
             raise WeightsError(
                 f"a ResNet with {config['hidden_act']} instead of ReLU has no counterpart here"
             )
-        depths = list(config.get("depths", (3, 4, 6, 3)))
+        converted = resnet_from_transformers(state)
+        sizes = _resnet_sizes(converted)
         options = {
-            "stem_channels": config.get("embedding_size", 64),
-            "channels": list(config.get("hidden_sizes", (256, 512, 1024, 2048))),
-            "depths": depths,
-            "block": config.get("layer_type", "bottleneck"),
-            "out_levels": _stages(config, len(depths)),
+            **sizes,
+            "out_levels": _stages(config, len(sizes["depths"])),
             "stride_in_first_stage": config.get("downsample_in_first_stage", False),
             "stride_in_1x1": config.get("downsample_in_bottleneck", False),
         }
-        return BackboneChoice("custom_resnet", options, resnet_from_transformers(state))
+        return BackboneChoice("custom_resnet", options, converted)
     raise WeightsError(
         f"a backbone of model_type={kind!r} has no counterpart here; there are swin and resnet"
     )
@@ -105,40 +99,60 @@ def backbone_from_detectron2(state: Mapping[str, Tensor]) -> BackboneChoice:
         WeightsError: If it is neither a Swin nor a ResNet.
     """
     if "patch_embed.proj.weight" in state:
-        depths = _counts(state, r"layers\.(\d+)\.blocks\.(\d+)\.")
-        tables = [
-            state[f"layers.{level}.blocks.0.attn.relative_position_bias_table"]
-            for level in range(len(depths))
+        converted = swin_from_official(state)
+        options = _swin_sizes(converted)
+        options["out_levels"] = [
+            i + 1 for i in range(len(options["depths"])) if f"norm{i}.weight" in converted
         ]
-        options = {
-            "channels": state["patch_embed.proj.weight"].shape[0],
-            "depths": depths,
-            "num_heads": [table.shape[1] for table in tables],
-            "window": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
-            "out_levels": [i + 1 for i in range(len(depths)) if f"norm{i}.weight" in state],
-        }
-        return BackboneChoice("swin", options, swin_from_official(state))
+        return BackboneChoice("swin", options, converted)
     if "stem.conv1.weight" in state:
-        depths = _counts(state, r"res(\d+)\.(\d+)\.")
-        last = "conv3" if "res2.0.conv3.weight" in state else "conv2"
-        options = {
-            "stem_channels": state["stem.conv1.weight"].shape[0],
-            "channels": [state[f"res{i + 2}.0.{last}.weight"].shape[0] for i in range(len(depths))],
-            "depths": depths,
-            "block": "bottleneck" if last == "conv3" else "basic",
-            "norm": "frozen",  # detectron2 trains ResNets with frozen norms unless told otherwise
-        }
-        return BackboneChoice("custom_resnet", options, resnet_from_detectron2(state))
+        converted = resnet_from_detectron2(state)
+        # detectron2 trains ResNets with frozen norms unless told otherwise.
+        return BackboneChoice("custom_resnet", {**_resnet_sizes(converted), "norm": "frozen"}, converted)
     known = ", ".join(sorted(state)[:3])
     raise WeightsError(f"the backbone ({known}, ...) is neither a Swin nor a ResNet of detectron2's names")
 
 
-def _counts(state: Mapping[str, Tensor], pattern: str) -> list[int]:
-    """Return how many blocks each stage has, by the two numbers in a key."""
-    blocks: dict[int, int] = {}
-    for key in state:
-        match = re.match(pattern, key)
-        if match:
-            stage, block = int(match[1]), int(match[2])
-            blocks[stage] = max(blocks.get(stage, 0), block + 1)
-    return [blocks[stage] for stage in sorted(blocks)]
+def _swin_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the options of a Swin that its weights, under our names, tell."""
+    depths = _depths(state, "layers.{}.blocks.", 0)
+    tables = [
+        _weight(state, f"layers.{level}.blocks.0.attn.relative_position_bias_table")
+        for level in range(len(depths))
+    ]
+    return {
+        "channels": len(_weight(state, "patch_embed.proj.weight")),
+        "depths": depths,
+        "num_heads": [table.shape[1] for table in tables],
+        "window": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
+    }
+
+
+def _resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the options of a ResNet that its weights, under our names, tell."""
+    depths = _depths(state, "network.layer{}.", 1)
+    last = "conv3" if "network.layer1.0.conv3.weight" in state else "conv2"
+    return {
+        "stem_channels": len(_weight(state, "network.conv1.weight")),
+        "channels": [
+            len(_weight(state, f"network.layer{i + 1}.0.{last}.weight")) for i in range(len(depths))
+        ],
+        "depths": depths,
+        "block": "bottleneck" if last == "conv3" else "basic",
+    }
+
+
+def _depths(state: Mapping[str, Tensor], stage: str, first: int) -> list[int]:
+    """Return how many blocks each stage has; ``stage`` is what the keys of one begin with, ``{}`` its number."""
+    stages = count(state, re.escape(stage).replace(r"\{\}", r"(\d+)"))
+    if not stages:
+        raise WeightsError(f"the weights of the backbone lack {stage.format(first)}*")
+    return [
+        count(state, re.escape(stage.format(number)) + r"(\d+)\.") for number in range(first, first + stages)
+    ]
+
+
+def _weight(state: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in state:
+        raise WeightsError(f"the weights of the backbone lack what is here called {key}")
+    return state[key]

@@ -18,7 +18,7 @@ from pixvox.errors import WeightsError
 from pixvox.weights.backbone_choice import BackboneChoice, backbone_from_transformers
 from pixvox.weights.backbones import resnet_from_timm, within
 from pixvox.weights.checkpoint import load_state
-from pixvox.weights.renaming import Rename, renamed
+from pixvox.weights.renaming import Rename, count, renamed
 from pixvox.weights.transformers_folder import class_names
 
 if TYPE_CHECKING:
@@ -114,19 +114,19 @@ def convert(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dic
             unknown.append(key)
         else:
             converted[name] = value
+    number = count(state, r"decoder\.layers\.(\d+)\.")
     for (kind, part), layers in branches.items():
-        converted |= _branches(kind, part, layers, config)
+        converted |= _branches(kind, part, layers, number, config)
     return converted, unknown
 
 
 def _branches(
-    kind: str, part: str, layers: Mapping[int, Tensor], config: Mapping[str, Any]
+    kind: str, part: str, layers: Mapping[int, Tensor], number: int, config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Return one parameter of the class or box branches of all layers; files leave out those that are shared."""
+    """Return one parameter of the class or box branches of all ``number`` layers; files leave out shared ones."""
     ours, proposal = {
         "class_embed": ("classifiers", "classifier"), "bbox_embed": ("box_branches", "box_branch")
     }[kind]  # fmt: skip
-    number = config.get("decoder_layers", 6)
     refines = config.get("with_box_refine") or config.get("two_stage")
     if not refines and any(not torch.equal(value, layers[min(layers)]) for value in layers.values()):
         raise WeightsError(
@@ -175,26 +175,18 @@ def _model(
 ) -> Segmenter:
     from pixvox.models import create_model
 
-    try:
-        num_classes = len(weights["head.classifiers.0.bias"])
-    except KeyError as error:
-        raise WeightsError(
-            f"{source}: the weights lack class_embed, which tells the number of classes"
-        ) from error
-    levels, encoded = config.get("num_feature_levels", 4), len(backbone.options["out_levels"])
     two_stage = bool(config.get("two_stage", False))
     dropout = config.get("dropout", 0.1)
+    try:
+        sizes = _sizes(config, weights, backbone)
+    except KeyError as error:
+        raise WeightsError(
+            f"{source}: the weights of Deformable DETR lack what is here called {error}"
+        ) from error
     model = create_model(
         head="deformable_detr",
-        num_classes=num_classes,
-        in_channels=config.get("num_channels", 3),
         normalizer="imagenet",
-        class_names=class_names(config, num_classes),
-        num_queries=config.get("two_stage_num_proposals" if two_stage else "num_queries", 300),
-        num_layers=config.get("decoder_layers", 6),
-        num_heads=config.get("decoder_attention_heads", 8),
-        points_per_head=config.get("decoder_n_points", 4),
-        feedforward=config.get("decoder_ffn_dim", 1024),
+        class_names=class_names(config, sizes["num_classes"]),
         dropout=dropout,
         refine=bool(config.get("with_box_refine", False)),
         two_stage=two_stage,
@@ -205,19 +197,45 @@ def _model(
             "_target_": "pixvox.losses.query_classification.SigmoidFocal",
             "alpha": config.get("focal_alpha", 0.25),
         },
-        neck__channels=config.get("d_model", 256),
         neck__mask_channels=None,
-        neck__encoded_levels=encoded,
-        neck__extra_levels=levels - encoded,
-        neck__num_layers=config.get("encoder_layers", 6),
-        neck__num_heads=config.get("encoder_attention_heads", 8),
-        neck__num_points=config.get("encoder_n_points", 4),
-        neck__feedforward=config.get("encoder_ffn_dim", 1024),
         neck__dropout=dropout,
+        **sizes,
         **backbone.arguments,
     )
     model.config["inference"] = {"resize": "shortest", "size": 800, "max_size": 1333}
     return model
+
+
+def _sizes(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], backbone: BackboneChoice
+) -> dict[str, Any]:
+    """Return the sizes: off the weights but for those that no weight tells.
+
+    Raises:
+        KeyError: If a weight is missing.
+    """
+    levels, channels = weights["neck.level_embedding"].shape
+    encoded = len(backbone.options["out_levels"])
+    heads, neck_heads = config.get("decoder_attention_heads", 8), config.get("encoder_attention_heads", 8)
+    decoder, encoder = "head.decoder.layers.", "neck.encoder.layers."
+    cross = len(weights[f"{decoder}0.cross_attention.attention_weights.bias"])
+    own = len(weights[f"{encoder}0.attention.attention_weights.bias"])
+    learned = weights.get("head.queries.contents")
+    return {
+        "num_classes": len(weights["head.classifiers.0.bias"]),
+        "num_queries": config.get("two_stage_num_proposals", 300) if learned is None else len(learned),
+        "num_layers": count(weights, r"head\.decoder\.layers\.(\d+)\."),
+        "num_heads": heads,
+        "points_per_head": cross // (heads * levels),
+        "feedforward": len(weights[f"{decoder}0.linear1.bias"]),
+        "neck__channels": channels,
+        "neck__encoded_levels": encoded,
+        "neck__extra_levels": levels - encoded,
+        "neck__num_layers": count(weights, r"neck\.encoder\.layers\.(\d+)\."),
+        "neck__num_heads": neck_heads,
+        "neck__num_points": own // (neck_heads * levels),
+        "neck__feedforward": len(weights[f"{encoder}0.linear1.bias"]),
+    }
 
 
 def _weights(config: Mapping[str, Any], suffix: str) -> dict[str, float]:

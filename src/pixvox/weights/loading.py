@@ -55,13 +55,22 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
     """Build a model that others trained.
 
     Raises:
-        WeightsError: If its kind is not known.
+        WeightsError: If its kind is not known, or its weights and configuration are not those of a model.
     """
     if torchvision.is_maskrcnn(state):
         return torchvision.build_maskrcnn(state)
     family = find_family(state, config)
     if family is not None:
-        return family.build(state, config, source)
+        try:
+            return family.build(state, config, source)
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            # What a foreign file says of its model may be anything.
+            message = str(error) or type(error).__name__
+            if isinstance(error, WeightsError) and str(source) in message:
+                raise
+            raise WeightsError(
+                f"{source}: no model can be built of it ({type(error).__name__}: {message})"
+            ) from error
     if config is not None:
         raise WeightsError(
             f"{source}: model_type={config.get('model_type')!r} of transformers is none that pixvox.load converts"

@@ -23,7 +23,7 @@ from pixvox.weights.backbone_choice import (
 from pixvox.weights.backbones import within
 from pixvox.weights.checkpoint import load_state
 from pixvox.weights.pixel_decoder import OFFICIAL, TRANSFORMERS, convert_pixel_decoder
-from pixvox.weights.renaming import Rename, renamed, split_attention
+from pixvox.weights.renaming import Rename, count, renamed, split_attention
 from pixvox.weights.transformers_folder import class_names
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _model(parts: _Parts, config: Mapping[str, Any], source: Path) -> Segmenter:
         arguments = {
             "num_queries": len(decoder["query_features"]),
             "channels": channels,
-            "num_layers": _layers(decoder),
+            "num_layers": count(decoder, r"layers\.(\d+)\."),
             "num_heads": heads,
             "feedforward": len(decoder["layers.0.linear1.bias"]),
             "dropout": config.get("dropout", 0.0),
@@ -237,7 +237,7 @@ def _model(parts: _Parts, config: Mapping[str, Any], source: Path) -> Segmenter:
             "neck__channels": neck_channels,
             "neck__mask_channels": len(neck["mask_features.bias"]),
             "neck__encoded_levels": levels,
-            "neck__num_layers": _layers(neck, "encoder."),
+            "neck__num_layers": count(neck, r"encoder\.layers\.(\d+)\."),
             "neck__num_heads": heads,
             "neck__num_points": points,
             "neck__feedforward": len(neck["encoder.layers.0.linear1.bias"]),
@@ -259,13 +259,6 @@ def _model(parts: _Parts, config: Mapping[str, Any], source: Path) -> Segmenter:
     )
     model.config["inference"] = {"resize": "shortest", "size": 800, "max_size": 1333}
     return model
-
-
-def _layers(state: Mapping[str, Tensor], prefix: str = "") -> int:
-    numbers = [
-        int(match[1]) for match in (re.match(rf"{prefix}layers\.(\d+)\.", key) for key in state) if match
-    ]
-    return 1 + max(numbers, default=-1)
 
 
 def _task(source: Path) -> str:

@@ -19,7 +19,7 @@ from pixvox.weights.backbone_choice import BackboneChoice, backbone_from_detectr
 from pixvox.weights.backbones import within
 from pixvox.weights.checkpoint import load_state
 from pixvox.weights.pixel_decoder import OFFICIAL, convert_pixel_decoder
-from pixvox.weights.renaming import Rename, renamed, reorder_levels, split_attention
+from pixvox.weights.renaming import Rename, count, renamed, reorder_levels, split_attention
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
@@ -107,7 +107,7 @@ def _model(
         head="maskdino",
         num_classes=len(head["class_branch.bias"]),
         normalizer="imagenet",
-        num_layers=_count(head, r"decoder\.layers\.(\d+)\."),
+        num_layers=count(head, r"decoder\.layers\.(\d+)\."),
         num_heads=_heads(head["decoder.layers.0.cross_attention.attention_weights.bias"], levels),
         feedforward=len(head["decoder.layers.0.linear1.bias"]),
         proposal_sides=[_SIDE * 2**place for place in order],
@@ -115,20 +115,14 @@ def _model(
         neck__mask_channels=len(neck["mask_features.bias"]),
         neck__encoded_levels=levels - extra,
         neck__extra_levels=extra,
-        neck__lateral_levels=_count(neck, r"lateral\.(\d+)\."),
-        neck__num_layers=_count(neck, r"encoder\.layers\.(\d+)\."),
+        neck__lateral_levels=count(neck, r"lateral\.(\d+)\."),
+        neck__num_layers=count(neck, r"encoder\.layers\.(\d+)\."),
         neck__num_heads=_heads(neck["encoder.layers.0.attention.attention_weights.bias"], levels),
         neck__feedforward=len(neck["encoder.layers.0.linear1.bias"]),
         **backbone.arguments,
     )
     model.config["inference"] = {"resize": "shortest", "size": 800, "max_size": 1333}
     return model
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number that the names hold."""
-    numbers = [int(match[1]) for match in (re.match(pattern, key) for key in state) if match]
-    return 1 + max(numbers, default=-1)
 
 
 def _hint(unknown: Sequence[str]) -> str:
@@ -197,14 +191,14 @@ def _level_order(neck: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
     """
     kernels = [neck[f"input_proj.{i}.0.weight"] for i in range(len(neck["transformer.level_embed"]))]
     backbone = [kernel for kernel in kernels if kernel.shape[-1] == 1]
-    count, extra = len(backbone), len(kernels) - len(backbone)
+    given, extra = len(backbone), len(kernels) - len(backbone)
     if extra > 1:
         raise WeightsError(
             f"this Mask DINO adds {extra} levels to the backbone's, and the authors' code mixes up their positions; "
             "files with one such level or none can be converted"
         )
-    if count > 1 and backbone[0].shape[1] > backbone[-1].shape[1]:
-        places = [extra + i for i in range(count)] + list(range(extra))
+    if given > 1 and backbone[0].shape[1] > backbone[-1].shape[1]:
+        places = [extra + i for i in range(given)] + list(range(extra))
         return list(range(len(kernels) - 1, -1, -1)), places
     return list(range(len(kernels))), list(range(len(kernels)))
 

@@ -25,6 +25,22 @@ def renamed(key: str, table: Iterable[Rename]) -> str | None:
     return None
 
 
+def count(state: Iterable[str], pattern: str) -> int:
+    r"""Return how many different numbers the beginnings of keys hold, such as the layers of a decoder.
+
+    Sizes are read off the weights: what a configuration says of them may be anything, and may take all memory.
+
+    Args:
+        state: The keys.
+        pattern: What a key begins with; its first group is the number.
+
+    Example:
+        >>> count(["layers.0.weight", "layers.0.bias", "layers.1.weight"], r"layers\.(\d+)\.")
+        2
+    """
+    return len({match[1] for match in (re.match(pattern, key) for key in state) if match})
+
+
 def reorder_levels(value: Tensor, num_heads: int, order: Sequence[int]) -> Tensor:
     """Return weight or bias of deformable attention's offsets, or weights, with its levels in another order.
 

@@ -31,17 +31,34 @@ def read_transformers_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tens
     if (path / "model.safetensors").is_file():
         return config, read_safetensors(path / "model.safetensors")[0]
     if (path / _INDEX).is_file():
-        files = sorted(set(read_json(path / _INDEX).get("weight_map", {}).values()))
         state: dict[str, Tensor] = {}
-        for file in files:
-            state |= read_safetensors(path / Path(file).name)[0]
+        for file in _files_of(path / _INDEX):
+            state |= read_safetensors(path / file)[0]
         return config, state
     if (path / "pytorch_model.bin").is_file():
         content = read_torch_file(path / "pytorch_model.bin")
+        if not isinstance(content, dict):
+            raise WeightsError(
+                f"{path}: pytorch_model.bin holds a {type(content).__name__}, not the weights of a model"
+            )
         return config, {key: value for key, value in content.items() if isinstance(value, Tensor)}
     raise WeightsError(
         f"{path}: a config.json, but no weights beside it (looked for model.safetensors, {_INDEX}, pytorch_model.bin)"
     )
+
+
+def _files_of(index: Path) -> list[str]:
+    """Return the names of the files beside an index that hold the weights.
+
+    Raises:
+        WeightsError: If it does not tell them.
+    """
+    places = read_json(index).get("weight_map")
+    names = set(map(str, places.values())) if isinstance(places, dict) else set()
+    if not names:
+        raise WeightsError(f"{index}: its weight_map names no files; download the folder again")
+    # Names alone: whatever the index says, nothing is read outside of the folder.
+    return sorted(Path(name).name for name in names)
 
 
 def class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
@@ -51,7 +68,8 @@ def class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
         >>> class_names({"id2label": {"0": "cell", "1": "debris"}}, 2), class_names({}, 2)
         (('cell', 'debris'), ())
     """
-    names = config.get("id2label") or {}
+    names = config.get("id2label")
+    names = names if isinstance(names, dict) else {}
     found = tuple(str(names.get(str(i), "")) for i in range(num_classes))
     return found if len(names) == num_classes and all(found) else ()
 
