@@ -3,6 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from pixvox.backbones.custom_resnet import CustomResNet
+from pixvox.backbones.darknet import DarkNet
+from pixvox.backbones.swin import Swin
 from pixvox.data.fingerprint import Fingerprint
 from pixvox.data.metadata import Metadata
 from pixvox.data.suggestions import (
@@ -144,3 +147,21 @@ def test_queries_exceed_the_objects_of_the_most_crowded_image():
     assert notes(facts(objects_per_image=np.array([1, 2])))[0].startswith(
         "a head with a fixed number of queries needs about 100"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        (Swin, {"variant": "tiny", "channels": 4, "depths": [1, 1], "num_heads": [1, 1], "out_levels": [1, 2]}, [1, 2]),
+        (DarkNet, {"depths": [1] * 5, "width": 4}, [1, 1, 2, 2, 2]),
+        (CustomResNet, {"stem_channels": 4, "channels": [4, 8], "depths": [1, 1], "block": "basic",
+                        "out_levels": [1, 2], "stride_in_first_stage": False}, [1, 1, 2]),
+    ],
+)  # fmt: skip
+def test_backbones_take_the_strides_along_depth_that_they_suggest(kind, options, expected):
+    thick = facts(3, (32, 256, 256), ((4, 20, 20),), spacing=(2.0, 0.5, 0.5))
+    (suggestion,) = kind.suggest(thick, options)
+    assert (suggestion.key, suggestion.value) == ("depth_strides", expected)
+    backbone = kind(spatial_dims=3, **options, depth_strides=suggestion.value)
+    assert backbone.strides[-1][0] == math.prod(expected)
+    assert kind.suggest(facts(), options) == []

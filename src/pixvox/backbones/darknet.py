@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixvox.backbones.backbone import Backbone
-from pixvox.data.suggestions import NNUNET, Suggestion, by, halving
+from pixvox.data.suggestions import Suggestion, suggest_depth_strides
 from pixvox.layers import ConvNormAct, PerAxis
 
 if TYPE_CHECKING:
@@ -170,21 +170,7 @@ class DarkNet(Backbone):
     @classmethod
     def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
         """Choose the strides along depth by spacing and size."""
-        if facts.spatial_dims == 2:
-            return []
-        reached, depth = [1, 1, 1], []
-        for _ in range(_STAGES):
-            depth.append(halving(facts, reached)[0])
-            reached = [reached[0] * depth[-1], reached[1] * 2, reached[2] * 2]
-        return [
-            Suggestion(
-                "depth_strides",
-                depth,
-                f"spacing {by(facts.spacing) if facts.spacing else 'unknown'}, {facts.median_size[0]} planes (median)",
-                "depth is not halved while its voxels are twice as long as those in the plane, or cells run out",
-                NNUNET,
-            )
-        ]
+        return suggest_depth_strides(facts, _STAGES)
 
     def blocks(self) -> list[nn.Module]:
         """Return the strided convolutions and the residual blocks, in order."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from pixvox.backbones.backbone import Backbone
-from pixvox.data.suggestions import NNUNET, Suggestion, by, halving
+from pixvox.data.suggestions import Suggestion, suggest_depth_strides
 from pixvox.layers import PerAxis, patch_conv, per_axis
 
 if TYPE_CHECKING:
@@ -125,21 +125,9 @@ class Swin(Backbone):
     @classmethod
     def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
         """Choose the strides along depth by spacing and size."""
-        if facts.spatial_dims == 2:
-            return []
-        reached, halvings = [1, 1, 1], []
-        for _ in range(5):
-            halvings.append(halving(facts, reached)[0])
-            reached = [reached[0] * halvings[-1], reached[1] * 2, reached[2] * 2]
-        return [
-            Suggestion(
-                "depth_strides",
-                [halvings[0] * halvings[1], *halvings[2:]],
-                f"spacing {by(facts.spacing) if facts.spacing else 'unknown'}, {facts.median_size[0]} planes (median)",
-                "depth is not halved while its voxels are twice as long as those in the plane, or cells run out",
-                NNUNET,
-            )
-        ]
+        depths = options["depths"] or VARIANTS[options["variant"]][1]
+        # A patch of 4 x 4 pixels halves the plane twice.
+        return suggest_depth_strides(facts, len(depths), first=2)
 
     def blocks(self) -> list[nn.Module]:
         """Return the transformer blocks."""

@@ -331,6 +331,40 @@ def pyramid_strides(facts: Fingerprint, first: int, levels: int) -> list[list[in
     return found
 
 
+def suggest_depth_strides(facts: Fingerprint, count: int, first: int = 1) -> list[Suggestion]:
+    """Return the strides along depth of a backbone that makes the plane smaller in ``count`` places; none for images.
+
+    Args:
+        facts: The fingerprint.
+        count: Places, each of which halves the plane, but for the first.
+        first: How often the first one halves it: twice for patches of 4 x 4 pixels.
+
+    Example:
+        >>> from pixvox.data.metadata import Metadata
+        >>> from pixvox.data.fingerprint import Fingerprint
+        >>> import numpy as np
+        >>> thick = Fingerprint(Metadata("instance", 3, ("cell",), 1), 9, np.array([[32, 256, 256]]),
+        ...                     spacing=(2.0, 0.5, 0.5))
+        >>> suggest_depth_strides(thick, 4)[0].value, suggest_depth_strides(thick, 3, first=2)[0].value
+        ([1, 1, 2, 2], [1, 2, 2])
+    """
+    if facts.spatial_dims == 2:
+        return []
+    reached, halvings = [1, 1, 1], []
+    for _ in range(first + count - 1):
+        halvings.append(halving(facts, reached)[0])
+        reached = [reached[0] * halvings[-1], reached[1] * 2, reached[2] * 2]
+    return [
+        Suggestion(
+            "depth_strides",
+            [math.prod(halvings[:first]), *halvings[first:]],
+            f"spacing {by(facts.spacing) if facts.spacing else 'unknown'}, {facts.median_size[0]} planes (median)",
+            "depth is not halved while its voxels are twice as long as those in the plane, or cells run out",
+            NNUNET,
+        )
+    ]
+
+
 def halving(facts: Fingerprint, strides: Sequence[int]) -> list[int]:
     """Return 2 for each axis that the next level should halve, 1 for the others.
 
