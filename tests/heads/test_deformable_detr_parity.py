@@ -139,7 +139,7 @@ def test_the_folder_tells_classes_costs_and_sizes(pair):
     reference, model = pair
     assert model.num_classes == 5
     assert model.head.criterion.weights == {"class": 1.0, "box": 5.0, "giou": 2.0}
-    assert model.neck.encoder.layers[0].attention.num_points == reference.config.encoder_n_points
+    assert model.neck.encoder.layers[0].attention.points_per_head == reference.config.encoder_n_points
     assert model.config["inference"]["size"] == 800
     assert not any(p.requires_grad for n, p in model.backbone.named_parameters() if ".bn" in n)
 

@@ -71,7 +71,7 @@ def test_levels_and_gradients_equal_transformers(size, common_stride, channels, 
 
 def _neck(dims, extra=1):
     neck = PixelDecoder(
-        CHANNELS[:3], [(s,) * dims for s in STRIDES[:3]], dims, 8, 6, None, extra, 2, num_heads=2, num_points=2,
+        CHANNELS[:3], [(s,) * dims for s in STRIDES[:3]], dims, 8, 6, None, extra, 2, num_heads=2, points_per_head=2,
         feedforward=12,
     )  # fmt: skip
     return randomise(neck).eval()

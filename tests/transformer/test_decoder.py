@@ -15,7 +15,7 @@ SIZES = {2: ((6, 8), (3, 4)), 3: ((3, 6, 8), (2, 3, 4))}
 def _decoder(dims=2, layers=2, seed=0, **options):
     torch.manual_seed(seed)
     decoder = DeformableDecoder(
-        CHANNELS, 2, dims, num_layers=layers, num_heads=2, num_points=3, feedforward=12, **options
+        CHANNELS, 2, dims, num_layers=layers, num_heads=2, points_per_head=3, feedforward=12, **options
     )
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, std=0.3)

@@ -42,7 +42,7 @@ def test_zero_offsets_read_a_ramp_at_the_reference(dims):
     axes = torch.meshgrid(*[torch.arange(float(n)) for n in size], indexing="ij")
     ramp = torch.stack(axes[::-1])[None]  # channels x, y[, z]
     tokens = Tokens.of([ramp], STRIDES[dims][:1])
-    attention = DeformableAttention(dims, 1, dims, num_heads=1, num_points=3)
+    attention = DeformableAttention(dims, 1, dims, num_heads=1, points_per_head=3)
     with torch.no_grad():
         for module in (attention.value_proj, attention.output_proj):
             module.weight.copy_(torch.eye(dims))

@@ -39,7 +39,7 @@ class PixelDecoder(Neck):
             lets the finest join though it is encoded.
         num_layers: Layers of the encoder.
         num_heads: Heads of its attention.
-        num_points: Points per head and level.
+        points_per_head: Points per head and level.
         feedforward: Hidden channels of its feed-forward networks.
         dropout: Share of values set to zero in training.
         position_offset: Shift of the encoded positions, in cells: -0.5 is their centres, as Deformable DETR has them,
@@ -67,7 +67,7 @@ class PixelDecoder(Neck):
         extra_levels: int = 0,
         num_layers: int = 6,
         num_heads: int = 8,
-        num_points: int = 4,
+        points_per_head: int = 4,
         feedforward: int = 1024,
         dropout: float = 0.0,
         position_offset: float = 0.0,
@@ -110,7 +110,7 @@ class PixelDecoder(Neck):
         self.level_embedding = nn.Parameter(torch.randn(levels, channels))
         self.positions = SinePositionalEncoding(spatial_dims, channels, offset=position_offset)
         self.encoder = DeformableEncoder(
-            channels, levels, spatial_dims, num_layers, num_heads, num_points, feedforward, dropout
+            channels, levels, spatial_dims, num_layers, num_heads, points_per_head, feedforward, dropout
         )
         self.lateral = nn.ModuleList(
             ConvNormAct(spatial_dims, width, channels, 1, 1, "group", act=False)

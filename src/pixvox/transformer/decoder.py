@@ -71,7 +71,7 @@ class DeformableDecoderLayer(nn.Module):
         spatial_dims: 2 or 3.
         num_heads: Heads of the self-attention.
         num_cross_heads: Heads of the attention to the tokens.
-        num_points: Points per head and level.
+        points_per_head: Points per head and level.
         feedforward: Hidden channels of the feed-forward network.
         dropout: Share of values set to zero in training.
     """
@@ -83,7 +83,7 @@ class DeformableDecoderLayer(nn.Module):
         spatial_dims: int,
         num_heads: int,
         num_cross_heads: int,
-        num_points: int,
+        points_per_head: int,
         feedforward: int,
         dropout: float,
     ) -> None:
@@ -92,7 +92,7 @@ class DeformableDecoderLayer(nn.Module):
         self.self_attention = Attention(channels, num_heads, dropout)
         self.norm1 = nn.LayerNorm(channels)
         self.cross_attention = DeformableAttention(
-            channels, num_levels, spatial_dims, num_cross_heads, num_points
+            channels, num_levels, spatial_dims, num_cross_heads, points_per_head
         )
         self.norm2 = nn.LayerNorm(channels)
         self.linear1 = nn.Linear(channels, feedforward)
@@ -141,7 +141,7 @@ class DeformableDecoder(nn.Module):
         spatial_dims: 2 for images, 3 for volumes.
         num_layers: Layers.
         num_heads: Heads of the self-attention.
-        num_points: Points per head and level.
+        points_per_head: Points per head and level.
         feedforward: Hidden channels of the feed-forward networks.
         dropout: Share of values set to zero in training.
         num_cross_heads: Heads of the attention to the tokens; as many as of the self-attention when None.
@@ -167,7 +167,7 @@ class DeformableDecoder(nn.Module):
         spatial_dims: int = 2,
         num_layers: int = 6,
         num_heads: int = 8,
-        num_points: int = 4,
+        points_per_head: int = 4,
         feedforward: int = 1024,
         dropout: float = 0.0,
         num_cross_heads: int | None = None,
@@ -178,7 +178,14 @@ class DeformableDecoder(nn.Module):
         cross_heads = num_heads if num_cross_heads is None else num_cross_heads
         self.layers = nn.ModuleList(
             DeformableDecoderLayer(
-                channels, num_levels, spatial_dims, num_heads, cross_heads, num_points, feedforward, dropout
+                channels,
+                num_levels,
+                spatial_dims,
+                num_heads,
+                cross_heads,
+                points_per_head,
+                feedforward,
+                dropout,
             )
             for _ in range(num_layers)
         )

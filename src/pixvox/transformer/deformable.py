@@ -26,7 +26,7 @@ class DeformableAttention(nn.Module):
         num_levels: Levels of the tokens.
         spatial_dims: 2 for images, 3 for volumes.
         num_heads: Heads; they share the channels.
-        num_points: Points per head and level.
+        points_per_head: Points per head and level.
 
     Raises:
         ValueError: If the heads do not share the channels evenly, or a number is less than 1.
@@ -38,16 +38,16 @@ class DeformableAttention(nn.Module):
         num_levels: int,
         spatial_dims: int = 2,
         num_heads: int = 8,
-        num_points: int = 4,
+        points_per_head: int = 4,
     ) -> None:
         super().__init__()
         check_heads(channels, num_heads)
-        check_at_least(1, **{"points per head": num_points})  # heads and necks name it differently
+        check_at_least(1, points_per_head=points_per_head)
         self.spatial_dims = spatial_dims
         self.num_heads = num_heads
         self.num_levels = num_levels
-        self.num_points = num_points
-        samples = num_heads * num_levels * num_points
+        self.points_per_head = points_per_head
+        samples = num_heads * num_levels * points_per_head
         self.sampling_offsets = nn.Linear(channels, samples * spatial_dims)
         self.attention_weights = nn.Linear(channels, samples)
         self.value_proj = nn.Linear(channels, channels)
@@ -57,7 +57,7 @@ class DeformableAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Look along one ray per head, at equal weights."""
         rays = head_directions(self.num_heads, self.spatial_dims)[:, None, None]
-        distances = torch.arange(1.0, self.num_points + 1)[:, None]
+        distances = torch.arange(1.0, self.points_per_head + 1)[:, None]
         offsets = (rays * distances).expand(-1, self.num_levels, -1, -1)
         with torch.no_grad():
             nn.init.zeros_(self.sampling_offsets.weight)
@@ -82,7 +82,7 @@ class DeformableAttention(nn.Module):
                 ``Tokens.per_level`` gives them.
             tokens: What is looked at.
         """
-        heads, levels, points, dims = self.num_heads, self.num_levels, self.num_points, self.spatial_dims
+        heads, levels, points, dims = self.num_heads, self.num_levels, self.points_per_head, self.spatial_dims
         value = self.value_proj(tokens.values)
         if tokens.padding is not None:
             value = value.masked_fill(tokens.padding[..., None], 0.0)

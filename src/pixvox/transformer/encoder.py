@@ -19,7 +19,7 @@ class DeformableEncoderLayer(nn.Module):
         num_levels: Levels of the tokens.
         spatial_dims: 2 or 3.
         num_heads: Heads of the attention.
-        num_points: Points per head and level.
+        points_per_head: Points per head and level.
         feedforward: Hidden channels of the feed-forward network.
         dropout: Share of values set to zero in training.
     """
@@ -30,14 +30,14 @@ class DeformableEncoderLayer(nn.Module):
         num_levels: int,
         spatial_dims: int,
         num_heads: int,
-        num_points: int,
+        points_per_head: int,
         feedforward: int,
         dropout: float,
     ) -> None:
         super().__init__()
         check_at_least(1, feedforward=feedforward)
         check_shares(dropout=dropout)
-        self.attention = DeformableAttention(channels, num_levels, spatial_dims, num_heads, num_points)
+        self.attention = DeformableAttention(channels, num_levels, spatial_dims, num_heads, points_per_head)
         self.norm1 = nn.LayerNorm(channels)
         self.linear1 = nn.Linear(channels, feedforward)
         self.linear2 = nn.Linear(feedforward, channels)
@@ -66,7 +66,7 @@ class DeformableEncoder(nn.Module):
         spatial_dims: 2 for images, 3 for volumes.
         num_layers: Layers; 0 hands the tokens on.
         num_heads: Heads of the attention.
-        num_points: Points per head and level.
+        points_per_head: Points per head and level.
         feedforward: Hidden channels of the feed-forward networks.
         dropout: Share of values set to zero in training.
 
@@ -81,7 +81,7 @@ class DeformableEncoder(nn.Module):
         spatial_dims: int = 2,
         num_layers: int = 6,
         num_heads: int = 8,
-        num_points: int = 4,
+        points_per_head: int = 4,
         feedforward: int = 1024,
         dropout: float = 0.0,
     ) -> None:
@@ -89,7 +89,7 @@ class DeformableEncoder(nn.Module):
         check_at_least(0, num_layers=num_layers)
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
-                channels, num_levels, spatial_dims, num_heads, num_points, feedforward, dropout
+                channels, num_levels, spatial_dims, num_heads, points_per_head, feedforward, dropout
             )
             for _ in range(num_layers)
         )

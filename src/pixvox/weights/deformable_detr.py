@@ -233,7 +233,7 @@ def _sizes(
         "neck__extra_levels": levels - encoded,
         "neck__num_layers": count(weights, r"neck\.encoder\.layers\.(\d+)\."),
         "neck__num_heads": neck_heads,
-        "neck__num_points": own // (neck_heads * levels),
+        "neck__points_per_head": own // (neck_heads * levels),
         "neck__feedforward": len(weights[f"{encoder}0.linear1.bias"]),
     }
 

@@ -239,7 +239,7 @@ def _model(parts: _Parts, config: Mapping[str, Any], source: Path) -> Segmenter:
             "neck__encoded_levels": levels,
             "neck__num_layers": count(neck, r"encoder\.layers\.(\d+)\."),
             "neck__num_heads": heads,
-            "neck__num_points": points,
+            "neck__points_per_head": points,
             "neck__feedforward": len(neck["encoder.layers.0.linear1.bias"]),
             "neck__dropout": config.get("dropout", 0.0),
         }
