@@ -226,6 +226,14 @@ def test_images_are_resized_as_the_folder_says(tmp_path, size, expected):
     assert _converted(_lw_detr([1.0]), lw_detr, tmp_path).config["inference"] == expected
 
 
+def test_sizes_are_those_of_the_weights_whatever_the_configuration_says(tmp_path):
+    _lw_detr([1.0]).save_pretrained(tmp_path)
+    config, state = read_transformers_folder(tmp_path)
+    absurd = {"decoder_layers": 10**8, "decoder_n_points": 10**8, "c2f_num_blocks": 10**8, "d_model": 10**8}
+    built = lw_detr.build(state, {**config, **absurd}, tmp_path)
+    assert built.config == lw_detr.build(state, config, tmp_path).config
+
+
 @pytest.mark.parametrize("change", ["missing", "left over"])
 def test_a_key_too_few_or_too_many_is_named(tmp_path, change):
     _lw_detr([1.0]).save_pretrained(tmp_path)
@@ -254,6 +262,9 @@ def test_a_key_too_few_or_too_many_is_named(tmp_path, change):
         ),
         ("head", {"projector_scale_factors": []}, "must tell projector_scale_factors"),
         ("backbone", {"out_indices": None, "out_features": ["final"]}, "which blocks are given out"),
+        ("backbone", {"out_indices": [1, 10**8]}, "config.json tells 100000000, the weights 4"),
+        ("head", {"projector_scale_factors": [1.0, 0.5]}, "config.json tells 2, the weights 1"),
+        ("head", {"hidden_expansion": 1e12}, "is it that of these weights"),
     ],
 )
 def test_configurations_of_other_architectures_are_refused(tmp_path, place, option, message):

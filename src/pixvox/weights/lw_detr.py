@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixvox.errors import WeightsError
 from pixvox.weights.checkpoint import load_state
-from pixvox.weights.renaming import Rename, renamed
+from pixvox.weights.renaming import Rename, count, renamed
 from pixvox.weights.transformers_folder import class_names, read_json
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def assemble(
     source: Path,
     arguments: Mapping[str, Any],
 ) -> Segmenter:
-    """Build the model of converted weights, with sizes from weights and configuration.
+    """Build the model of converted weights, with sizes from the weights and the rest from the configuration.
 
     Args:
         converted: Weights by the prefix of their part.
@@ -142,8 +142,23 @@ def assemble(
     """
     from pixvox.models import create_model
 
-    backbone, head = converted["backbone."], converted["head."]
+    backbone, neck, head = (converted[part] for part in ("backbone.", "neck.", "head."))
+    out_blocks, scales = given_out(vit, source), arguments["neck__scale_factors"]
+    expansion, cross_heads = (
+        config.get("hidden_expansion", 0.5),
+        config.get("decoder_cross_attention_heads", 16),
+    )
     try:
+        channels = head["queries.weight"].shape[1]
+        for name, told, found in (
+            ("hidden_expansion", int(channels * expansion), len(neck["scales.0.mix.split.0.weight"]) // 2),
+            ("projector_scale_factors", len(scales), count(neck, r"scales\.(\d+)\.")),
+            ("out_indices", max(out_blocks), count(backbone, r"layers\.(\d+)\.")),
+        ):
+            if told != found:
+                raise WeightsError(
+                    f"{source}: by {name} config.json tells {told}, the weights {found}; is it that of these weights?"
+                )
         patch = backbone["embedding.weight"]
         num_classes = len(head["classes.bias"])
         groups = sum(key.startswith("proposal_classes.") for key in head) // 2
@@ -156,7 +171,11 @@ def assemble(
             "num_queries": len(head["queries.weight"]) // groups,
             "groups": groups,
             "feedforward": len(head["decoder.layers.0.linear1.bias"]),
-            "neck__out_channels": head["queries.weight"].shape[1],
+            "num_layers": count(head, r"decoder\.layers\.(\d+)\."),
+            "points_per_head": len(head["decoder.layers.0.cross_attention.attention_weights.bias"])
+            // (cross_heads * len(scales)),
+            "neck__out_channels": channels,
+            "neck__num_blocks": count(neck, r"scales\.0\.mix\.chain\.(\d+)\."),
         }
     except KeyError as error:
         raise WeightsError(f"{source}: the weights of LW-DETR lack what is here called {error}") from error
@@ -167,14 +186,11 @@ def assemble(
         normalizer="imagenet",
         class_names=class_names(config, num_classes),
         backbone__num_heads=vit.get("num_attention_heads", 12),
-        backbone__out_blocks=given_out(vit, source),
-        neck__num_blocks=config.get("c2f_num_blocks", 3),
-        neck__expansion=config.get("hidden_expansion", 0.5),
+        backbone__out_blocks=out_blocks,
+        neck__expansion=expansion,
         neck__activation=config.get("activation_function", "silu"),
-        num_layers=config.get("decoder_layers", 3),
         num_heads=config.get("decoder_self_attention_heads", 8),
-        num_cross_heads=config.get("decoder_cross_attention_heads", 16),
-        points_per_head=config.get("decoder_n_points", 4),
+        num_cross_heads=cross_heads,
         dropout=config.get("dropout", 0.0),
         classification={
             "_target_": "pixvox.losses.query_classification.IoUAware",
