@@ -173,6 +173,8 @@ def test_transparency_survives_the_file(tmp_path, suffix):
         (lambda: cut_out(_result(), 0, background="whit"), "neither a file nor a colour"),
         (lambda: cut_out(_result(), 0, background=(1, 2)), "three numbers in"),
         (lambda: cut_out(_result(), 0, closing=-1), "from 0 on, got -1"),
+        (lambda: cut_out(_result(), 0, feather=-1.0), "feather is a number of pixels from 0 on"),
+        (lambda: cut_out(_result(), 0, feather=float("inf")), "from 0 on, got inf"),
         (lambda: cut_out(Segmentation(Instances(masks=_masks()))), "keep_image=True"),
         (lambda: cut_out(_result(), 0).save("a.jpg"), "JPEG knows no transparency"),
         (lambda: cut_out(_result(), 0).save("a.gif"), "not '.gif'"),

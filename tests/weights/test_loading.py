@@ -263,3 +263,12 @@ def test_torchvisions_state_dict_loads_by_the_public_function(tmp_path):
     assert model.class_names[0] == "person"
     own = model.state_dict()["head.box_branch.classes.bias"]
     assert own[-1] == reference.roi_heads.box_predictor.cls_score.bias[0]
+
+
+def test_a_number_that_is_spread_over_a_huge_shape_is_refused_before_it_is_filled(tmp_path):
+    state = {"sem_seg_head.predictor.label_enc.weight": torch.zeros(1).expand(10**9, 256)}
+    torch.save({"model": state}, tmp_path / "few_bytes.pth")
+    with pytest.raises(
+        WeightsError, match=r"label_enc\.weight of shape \(1000000000, 256\) has more numbers"
+    ):
+        load(tmp_path / "few_bytes.pth")

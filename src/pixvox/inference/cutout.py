@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ def cut_out(
         feather: Standard deviation, in pixels, by which the edge fades; 0 keeps it sharp.
 
     Raises:
-        DataError: If there is no such class, no image, a volume, or a background that cannot be read.
+        DataError: If there is no such class, no image, a volume, a number of pixels below 0, or a background that
+            cannot be read.
 
     Example:
         >>> grey = torch.full((1, 2, 3), 200.0)
@@ -216,6 +218,8 @@ def _mend(
 
 def _soft_edge(mask: Bool[np.ndarray, "height width"], feather: float) -> Float[np.ndarray, "height width"]:
     """Return how much of each pixel is shown, in [0, 1]."""
+    if not 0 <= feather < math.inf:
+        raise DataError(f"feather is a number of pixels from 0 on, got {feather}")
     alpha = mask.astype(np.float32)
     if feather > 0:
         import cv2

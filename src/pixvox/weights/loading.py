@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from pixvox.errors import WeightsError
@@ -57,6 +58,7 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
     Raises:
         WeightsError: If its kind is not known, or its weights and configuration are not those of a model.
     """
+    _refuse_spread(state, source)
     if torchvision.is_maskrcnn(state):
         return torchvision.build_maskrcnn(state)
     family = find_family(state, config)
@@ -79,6 +81,21 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
         f"{source}: it holds no record of its model; pixvox.load reads checkpoints and .safetensors files that "
         "pixvox wrote, state dicts of torchvision's maskrcnn_resnet50_fpn, and what pixvox.weights.families names"
     )
+
+
+def _refuse_spread(state: Mapping[str, Tensor], source: Path) -> None:
+    """Refuse tensors of more numbers than the file holds: a few bytes of file can ask for all memory.
+
+    Raises:
+        WeightsError: If a number is repeated over a shape, or a tensor is not dense.
+    """
+    for key, value in state.items():
+        dense = value.layout == torch.strided and not value.is_meta
+        if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise WeightsError(
+                f"{source}: {key} of shape {tuple(value.shape)} has more numbers than the file holds; save it again "
+                "with tensor.contiguous()"
+            )
 
 
 def _read_first(files: Sequence[Path]) -> tuple[Path, dict[str, Tensor], Any]:
