@@ -5,6 +5,9 @@ import torch
 
 from pixvox import create_model, list_heads
 from pixvox.errors import ConfigError
+from pixvox.heads.hybrid import Hybrid
+from pixvox.heads.mask2former import Mask2Former
+from pixvox.losses.query_classification import IoUAware
 from pixvox.structures import Geometry, Instances
 from small_heads import small
 
@@ -59,3 +62,17 @@ def test_every_parameter_gets_a_gradient_even_when_no_image_has_objects(head):
 def test_heads_without_groups_of_queries_do_not_pretend_to_have_them(head):
     with pytest.raises(ConfigError, match="groups"):
         create_model(head=head, backbone="simple", num_classes=2, in_channels=1, **small(head, groups=3))
+
+
+@pytest.mark.parametrize("head", [Mask2Former, Hybrid])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"costs": {"class": 1.0, "giou": 2.0}}, "costs has \\['giou'\\]"),
+        ({"weights": {"class": 1.0, "box": 2.0, "giou": 0.0}}, "weights has \\['box'\\]"),
+        ({"classification": IoUAware()}, "IoUAware learns how well"),
+    ],
+)
+def test_heads_without_boxes_refuse_what_needs_them(head, options, message):
+    with pytest.raises(ValueError, match=message):
+        head((6, 8), ((4, 4), (8, 8)), 3, channels=8, num_heads=2, num_layers=1, **options)

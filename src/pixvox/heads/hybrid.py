@@ -72,6 +72,8 @@ class Hybrid(QueryHead):
         (torch.Size([1, 5, 4]), torch.Size([1, 5, 3, 6]))
     """
 
+    predicts_boxes = False
+
     def __init__(
         self,
         in_channels: Sequence[int],

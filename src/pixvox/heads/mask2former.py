@@ -65,6 +65,7 @@ class Mask2Former(QueryHead):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("instance", "semantic", "panoptic")
+    predicts_boxes = False
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class QueryHead(Head):
     """
 
     task = "instance"
+    predicts_boxes: ClassVar[bool] = True
+    """Whether queries have boxes; costs, losses and classifications that need them are refused without."""
     groups = 1
     """Groups of queries in training, each matched on its own, for heads that make such; one answers afterwards."""
 
@@ -84,6 +86,8 @@ class QueryHead(Head):
             )
         if mask_nms_threshold is not None:
             check_shares(mask_nms_threshold=mask_nms_threshold)
+        if not self.predicts_boxes:
+            _refuse_boxes(type(self).__name__, classification, costs, weights)
         self.classification = classification
         self.criterion = SetCriterion(
             classification, costs, weights, num_points, oversample_ratio, importance_ratio, mask_loss,
@@ -213,6 +217,23 @@ def _original_boxes(boxes: Tensor, geometry: Geometry) -> Tensor:
         size[::-1] * 2, dtype=torch.float32
     )
     return clip_boxes(corners, size)
+
+
+def _refuse_boxes(
+    name: str, classification: QueryClassification, costs: Mapping[str, float], weights: Mapping[str, float]
+) -> None:
+    """Refuse what needs boxes in a head whose queries have none."""
+    for kind, given in (("costs", costs), ("weights", weights)):
+        wanted = [key for key in ("box", "giou") if given.get(key)]
+        if wanted:
+            raise ValueError(
+                f"{name} predicts no boxes, but {kind} has {wanted}; leave them out, or set them to 0"
+            )
+    if classification.needs_iou:
+        raise ValueError(
+            f"{name} predicts no boxes, but {type(classification).__name__} learns how well they fit; choose "
+            "SoftmaxWithNoObject or SigmoidFocal as its classification"
+        )
 
 
 def used_weights(weights: Mapping[str, float], masks: bool) -> dict[str, float]:
