@@ -6,6 +6,7 @@ import pytest
 from pixvox.backbones.custom_resnet import CustomResNet
 from pixvox.backbones.darknet import DarkNet
 from pixvox.backbones.swin import Swin
+from pixvox.backbones.windowed_vit import WindowedViT
 from pixvox.data.fingerprint import Fingerprint
 from pixvox.data.metadata import Metadata
 from pixvox.data.suggestions import (
@@ -165,3 +166,18 @@ def test_backbones_take_the_strides_along_depth_that_they_suggest(kind, options,
     backbone = kind(spatial_dims=3, **options, depth_strides=suggestion.value)
     assert backbone.strides[-1][0] == math.prod(expected)
     assert kind.suggest(facts(), options) == []
+
+
+@pytest.mark.parametrize(
+    ("planes", "spacing", "patch", "windows"),
+    [(32, (2.0, 0.5, 0.5), [4, 16, 16], 4), (3, (1.0, 1.0, 1.0), [1, 16, 16], 1), (12, None, [2, 16, 16], 3)],
+)
+def test_patches_and_windows_of_a_plain_transformer_fit_thin_volumes(planes, spacing, patch, windows):
+    options = {"patch_size": 16, "windows": 4}
+    found = by_key(
+        WindowedViT.suggest(facts(3, (planes, 256, 256), ((2, 20, 20),), spacing=spacing), options)
+    )
+    assert found == {"patch_size": patch, "windows": [windows, 4, 4]}
+    built = WindowedViT(3, 1, 8, num_heads=2, out_blocks=(1,), windowed_blocks=(1,), **found)
+    assert built.size_divisor[0] <= planes
+    assert WindowedViT.suggest(facts(), options) == []

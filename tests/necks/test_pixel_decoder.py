@@ -147,3 +147,10 @@ def test_every_parameter_and_level_gets_a_gradient(size):
     for name, parameter in [*neck.named_parameters(), *enumerate(levels)]:
         grad = parameter.grad
         assert grad is not None and bool(grad.isfinite().all()) and float(grad.abs().max()) > 0, name
+
+
+def test_without_layers_no_weight_waits_for_a_gradient():
+    neck = PixelDecoder((8, 16), ((4, 4), (8, 8)), channels=8, mask_channels=6, num_layers=0, num_heads=2)
+    levels = neck([torch.randn(1, 8, 4, 6), torch.randn(1, 16, 2, 3)])
+    sum(level.sum() for level in levels).backward()
+    assert [name for name, p in neck.named_parameters() if p.requires_grad and p.grad is None] == []

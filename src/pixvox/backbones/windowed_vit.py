@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixvox.backbones.backbone import Backbone
+from pixvox.data.suggestions import Suggestion, suggest_depth_strides
 from pixvox.layers import PerAxis, patch_conv, per_axis
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+
+_LEAST_IN_WINDOW = 2
 
 
 class WindowedBlock(nn.Module):
@@ -187,6 +195,26 @@ class WindowedViT(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @classmethod
+    def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
+        """Choose patches and windows along depth by spacing and size."""
+        if facts.spatial_dims == 2:
+            return []
+        side = per_axis(options["patch_size"], 3, "patch_size")[-1]
+        windows = per_axis(options["windows"], 3, "windows")
+        # A patch of 16 x 16 pixels halves the plane four times.
+        (depth,) = suggest_depth_strides(facts, 1, first=int(math.log2(side)))
+        patch = [*depth.value, side, side]
+        along = max(1, min(windows[0], int(facts.median_size[0] / patch[0] / _LEAST_IN_WINDOW)))
+        return [
+            replace(depth, key="patch_size", value=patch),
+            Suggestion(
+                "windows", [along, *windows[1:]],
+                f"{facts.median_size[0]} planes (median), patches of {patch[0]}",
+                f"volumes are padded to whole windows; each holds at least {_LEAST_IN_WINDOW} patches along depth",
+            ),
+        ]  # fmt: skip
 
     @property
     def size_divisor(self) -> tuple[int, ...]:

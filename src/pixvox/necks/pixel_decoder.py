@@ -107,7 +107,8 @@ class PixelDecoder(Neck):
             self.projections.append(_projection(spatial_dims, width, channels, 3, 2))
             width = channels
         levels = len(self.projections)
-        self.level_embedding = nn.Parameter(torch.randn(levels, channels))
+        # Only layers look at it: without any, no process may wait for its gradient.
+        self.level_embedding = nn.Parameter(torch.randn(levels, channels), requires_grad=num_layers > 0)
         self.positions = SinePositionalEncoding(spatial_dims, channels, offset=position_offset)
         self.encoder = DeformableEncoder(
             channels, levels, spatial_dims, num_layers, num_heads, points_per_head, feedforward, dropout
