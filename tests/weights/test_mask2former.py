@@ -237,6 +237,20 @@ def test_the_sizes_of_a_backbone_are_those_of_its_weights_whatever_the_configura
         pixvox.load(tmp_path)
 
 
+def test_a_configuration_that_names_a_function_is_refused_and_runs_nothing(tmp_path):
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    Mask2FormerForUniversalSegmentation(_config("resnet")).save_pretrained(tmp_path)
+    honest = json.loads((tmp_path / "config.json").read_text())
+    canary = {"_target_": "pathlib.Path", "_args_": [str(tmp_path / "canary")]}
+    for option in ("dropout", "no_object_weight", "class_weight", "train_num_points"):
+        attack = {option: {"_target_": "pathlib.Path.touch", "self": canary}}
+        (tmp_path / "config.json").write_text(json.dumps({**honest, **attack}))
+        with pytest.raises(WeightsError, match="could run code; refused"):
+            pixvox.load(tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
 def test_missing_and_leftover_keys_are_named(tmp_path):
     from transformers import Mask2FormerForUniversalSegmentation
 

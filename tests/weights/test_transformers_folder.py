@@ -53,5 +53,29 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         read_transformers_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"_target_": "os.system", "command": "true"},
+        {"a:1,_target_": "os.system"},
+        [[{"deep": "${oc.env:HOME}"}]],
+        "${oc.env:HOME}",
+    ],
+)
+def test_a_configuration_that_could_run_code_is_refused(tmp_path, value):
+    path = folder(tmp_path)
+    save_file({"a": torch.ones(1)}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({"model_type": "mask2former", "inner": {"dropout": value}}))
+    with pytest.raises(WeightsError, match="could run code; refused"):
+        read_transformers_folder(path)
+
+
+def test_a_word_like_that_of_a_call_is_none(tmp_path):
+    path = folder(tmp_path)
+    save_file({"a": torch.ones(1)}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({"model_type": "bart", "max_target_positions": 8}))
+    assert read_transformers_folder(path)[0]["max_target_positions"] == 8
+
+
 def test_names_of_classes_that_are_no_mapping_are_passed_over():
     assert class_names({"id2label": ["cell"]}, 1) == ()

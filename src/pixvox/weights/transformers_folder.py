@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pixvox.weights.checkpoint import read_safetensors, read_torch_file
 _INDEX = "model.safetensors.index.json"
 """Names the files of a model that is kept in several."""
 
+_CODE = re.compile(r"(?<!\w)_target_(?!\w)|\$\{")
+"""What our configurations call or look up; ``max_target_positions`` is neither."""
+
 
 def is_transformers_folder(path: Path) -> bool:
     """Tell whether a folder is one of transformers': it has a ``config.json`` that names a kind of model."""
@@ -25,9 +29,10 @@ def read_transformers_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tens
     """Return configuration and tensors, from one safetensors file, several, or a ``pytorch_model.bin``.
 
     Raises:
-        WeightsError: If there are no weights, or a file is damaged.
+        WeightsError: If there are no weights, a file is damaged, or the configuration holds what could be run.
     """
     config = read_json(path / "config.json")
+    _refuse_code(config, path / "config.json")
     if (path / "model.safetensors").is_file():
         return config, read_safetensors(path / "model.safetensors")[0]
     if (path / _INDEX).is_file():
@@ -45,6 +50,25 @@ def read_transformers_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tens
     raise WeightsError(
         f"{path}: a config.json, but no weights beside it (looked for model.safetensors, {_INDEX}, pytorch_model.bin)"
     )
+
+
+def _refuse_code(value: Any, file: Path) -> None:
+    """Refuse what our configurations would run or look up: values of this file end up in one.
+
+    Raises:
+        WeightsError: If a key or a text names a class to call, or holds an interpolation.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_code(key, file)
+            _refuse_code(item, file)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_code(item, file)
+    elif isinstance(value, str) and _CODE.search(value):
+        raise WeightsError(
+            f"{file}: it holds {value[:80]!r}, which no file of transformers does and which could run code; refused"
+        )
 
 
 def _files_of(index: Path) -> list[str]:
