@@ -7,6 +7,7 @@ from pixvox.heads.hybrid import Hybrid
 from pixvox.heads.lw_detr import LWDETR
 from pixvox.heads.mask2former import Mask2Former
 from pixvox.heads.maskdino import MaskDINO
+from pixvox.necks.concat_fpn import ConcatFPN
 from pixvox.ranges import check_at_least, check_shares, check_weights
 
 
@@ -46,3 +47,19 @@ def test_heads_name_the_option_that_makes_no_sense(head, options, said):
     small |= {"channels": 16} if head in (Mask2Former, Hybrid) else {}
     with pytest.raises(ValueError, match=said):
         head((16, 16), ((4, 4), (8, 8)), 2, **{**small, **options})
+
+
+def test_a_mask_grid_of_no_pixels_is_refused():
+    with pytest.raises(ValueError, match="mask_stride must be at least 1, got 0"):
+        LWDETR((16, 16), ((4, 4), (8, 8)), 2, num_heads=2, num_cross_heads=2, mask_stride=[4, 0])
+
+
+def test_a_head_that_learns_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one loss whose weight is not 0"):
+        Hybrid((16,), ((4, 4),), 2, channels=16, num_heads=2, weights={"class": 0.0, "mask": 0.0, "dice": 0})
+
+
+@pytest.mark.parametrize("options", [{"out_channels": 0}, {"coarsest_channels": -8}])
+def test_a_neck_without_channels_is_refused(options):
+    with pytest.raises(ValueError, match="every level of a neck needs at least 1 channel"):
+        ConcatFPN((8, 16), ((4, 4), (8, 8)), **options)

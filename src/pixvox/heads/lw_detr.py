@@ -120,6 +120,7 @@ class LWDETR(QueryHead):
             if mask_stride is None
             else per_axis(mask_stride, spatial_dims, "mask_stride")
         )
+        check_at_least(1, mask_stride=min(self.mask_stride))
         self.queries = nn.Embedding(num_queries * groups, channels)
         self.references = nn.Embedding(num_queries * groups, 2 * spatial_dims)
         nn.init.zeros_(self.references.weight)

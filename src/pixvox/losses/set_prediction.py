@@ -84,6 +84,10 @@ class SetCriterion:
             raise ValueError(f'mask_loss is "bce" or "focal", got {mask_loss!r}')
         self.classification = classification
         self.weights = check_weights(weights, "loss")
+        if not self.weights:
+            raise ValueError(
+                f"a head learns from at least one loss whose weight is not 0, of {list(HungarianMatcher.names)}"
+            )
         self.focal = mask_loss == "focal"
         self.matcher = HungarianMatcher(classification.cost, costs, self.focal)
         self.draw = PointDraw(num_points, oversample_ratio, importance_ratio)

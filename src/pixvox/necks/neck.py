@@ -20,10 +20,15 @@ class Neck(nn.Module, ABC):
     Args:
         channels: Channels of each level given out, finest first.
         strides: Input pixels per feature pixel, per level and per axis in array order.
+
+    Raises:
+        ValueError: If a level has no channel.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
         super().__init__()
+        if not all(width >= 1 for width in channels):
+            raise ValueError(f"every level of a neck needs at least 1 channel, got {list(channels)}")
         self.channels = tuple(int(c) for c in channels)
         self.strides = tuple(tuple(int(s) for s in stride) for stride in strides)
 

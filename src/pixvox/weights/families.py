@@ -40,6 +40,8 @@ class Family(Protocol):
 
 
 FAMILIES: tuple[Family, ...] = (mask2former, maskdino, deformable_detr, lw_detr, rf_detr)
+NAMES = "Mask2Former, Mask DINO, Deformable DETR, LW-DETR and RF-DETR"
+"""Of the families, for messages."""
 
 
 def find_family(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Family | None:

@@ -14,7 +14,7 @@ from pixvox.errors import WeightsError
 from pixvox.training.run_folder import pointed
 from pixvox.weights import torchvision
 from pixvox.weights.checkpoint import RECORD_KEY, load_state, read_safetensors, read_torch_file, rebuild
-from pixvox.weights.families import find_family
+from pixvox.weights.families import NAMES, find_family
 from pixvox.weights.transformers_folder import is_transformers_folder, read_transformers_folder
 
 if TYPE_CHECKING:
@@ -75,11 +75,13 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
             ) from error
     if config is not None:
         raise WeightsError(
-            f"{source}: model_type={config.get('model_type')!r} of transformers is none that pixvox.load converts"
+            f"{source}: model_type={config.get('model_type')!r} of transformers is none that pixvox.load converts; "
+            f"it converts {NAMES}"
         )
     raise WeightsError(
         f"{source}: it holds no record of its model; pixvox.load reads checkpoints and .safetensors files that "
-        "pixvox wrote, state dicts of torchvision's maskrcnn_resnet50_fpn, and what pixvox.weights.families names"
+        f"pixvox wrote, state dicts of torchvision's maskrcnn_resnet50_fpn, and those of {NAMES} (from transformers: "
+        "the folder, with its config.json)"
     )
 
 
