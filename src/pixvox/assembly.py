@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pixvox.data.datamodule import DataModule
     from pixvox.data.metadata import Metadata
+    from pixvox.heads.head import Head
     from pixvox.segmenter import Segmenter
 
 HEADS = {"instance": "maskrcnn", "semantic": "fcn", "panoptic": "mask2former"}
@@ -104,8 +105,14 @@ def check_task(task: str, metadata: Metadata, known: Sequence[str] = ()) -> None
         )
 
 
-def build_metrics(config: DictConfig, metadata: Metadata) -> Any:
-    """Build the metrics for the data's task, with the rule of the best epoch when one is given."""
+def build_metrics(config: DictConfig, metadata: Metadata, head: Head) -> Any:
+    """Build the metrics for the data's task, with the rule of the best epoch when one is given.
+
+    A ``score_threshold`` that is left open becomes the score from which the head is confident.
+    """
+    if "score_threshold" in config.metrics and config.metrics.score_threshold is None:
+        with open_dict(config):
+            config.metrics.score_threshold = head.confident_score
     metrics = instantiate(config.metrics, "metrics")
     best_by = config.get("best_by")
     arguments = {"metadata": metadata, **({"best_by": best_by} if best_by else {})}

@@ -393,8 +393,15 @@ def visualize(
     split: Annotated[Split, typer.Option("--split", help="Part of the dataset.")] = Split.val,
     num_images: Annotated[int, typer.Option("--num-images", min=1, help="Rows of the picture.")] = 3,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0.0, max=1.0, help="Leave out objects below this score.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0.0,
+            max=1.0,
+            help="Leave out objects below this score.",
+            show_default="the head's own",
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

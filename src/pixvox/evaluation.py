@@ -46,7 +46,7 @@ def evaluate(
         WeightsError: If the model cannot be loaded.
     """
     model, datamodule, config = _prepare(run, data, split, overrides, config_dir)
-    metrics = build_metrics(config, datamodule.metadata)
+    metrics = build_metrics(config, datamodule.metadata, model.head)
     seconds, images = 0.0, 0
     for batch, predictions, elapsed in predictions_of(model, loader(datamodule, split)):
         seconds += elapsed
@@ -64,7 +64,7 @@ def visualize(
     split: str = "val",
     overrides: Sequence[str] = (),
     num_images: int = 3,
-    threshold: float = 0.5,
+    threshold: float | None = None,
 ) -> Path:
     """Draw some images beside the checkpoint: original, truth, prediction, mean time; return the file.
 
@@ -74,7 +74,7 @@ def visualize(
         split: ``"train"``, ``"val"`` or ``"test"``.
         overrides: Overrides of the evaluation's configuration.
         num_images: Rows of the picture.
-        threshold: Objects with a lower score are left out, in [0, 1].
+        threshold: Objects with a lower score are left out, in [0, 1]; None is the head's ``confident_score``.
     """
     from pixvox.visualization.grids import draw_predictions
     from pixvox.weights.loading import find_checkpoint
@@ -88,6 +88,7 @@ def visualize(
         if len(pairs) >= num_images:
             break
     path = find_checkpoint(Path(run)).parent / "model_predictions_viz.png"
+    threshold = model.head.confident_score if threshold is None else threshold
     title = f"{1000 * seconds / max(1, len(pairs)):.0f} ms per image"
     draw_predictions(pairs, path, max_images=num_images, score_threshold=threshold, title=title)
     return path

@@ -9,6 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import pixvox
+from pixvox.assembly import build_metrics
+from pixvox.configuration import compose
 from pixvox.data.metadata import Metadata
 from pixvox.errors import ConfigError
 from pixvox.metrics.collection import Metrics, default_metrics, parse_best_by
@@ -74,6 +76,14 @@ def test_config_completes_with_metadata():
     config.best_by = "max:matched_AP50"
     metrics = instantiate(config)(nuclei(3))
     assert (metrics.mode, metrics.monitor) == ("max", "matched_AP50")
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 0.3), (0.6, 0.6)])
+def test_an_open_threshold_is_the_score_from_which_the_head_is_confident(given, used):
+    config = compose("evaluate", [] if given is None else [f"metrics.score_threshold={given}"])
+    head = pixvox.create_model("lw_detr", "simple").head
+    metrics = build_metrics(config, nuclei(2), head)
+    assert metrics.metrics["label_map"].score_threshold == config.metrics.score_threshold == used
 
 
 @pytest.mark.parametrize("rule", ["mIoU", "max", "best:mIoU", "max:", ""])

@@ -49,12 +49,16 @@ class Pictures(pl.Callback):
         self.pairs: list[Pair] = []
         self.curves: list[Any] = []
         self.matrix: tuple[Any, tuple[str, ...]] | None = None
+        self.least_score = 0.5
         self._running: list[Pair] = []
         self._drawn = time.perf_counter()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start a new collection."""
         self._running = []
+        segmenter: Any = getattr(module, "segmenter", None)
+        if segmenter is not None:
+            self.least_score = segmenter.head.confident_score
 
     def on_validation_batch_end(
         self,
@@ -113,6 +117,7 @@ class Pictures(pl.Callback):
                 folder / "val_predictions.png",
                 self.pairs,
                 max_images=self.max_images,
+                score_threshold=self.least_score,
             )
         if self.curves:
             _try("precision_recall.draw_precision_recall", folder / "precision_recall.png", self.curves)

@@ -29,6 +29,8 @@ class Head(nn.Module, ABC):
         spatial_dims: 2 for images, 3 for volumes.
         num_classes: Classes of the data; a head that needs a background class adds it inside.
         score_threshold: Instances below this are not given out.
+        confident_score: From this score on an instance counts in label maps, matched scores and pictures of
+            evaluation, unless they are told another; the scales of scores differ between heads.
         pseudo_label_threshold: Instances, or pixels, above this teach a student; the scales of scores differ
             between heads, so each names its own.
     """
@@ -45,6 +47,7 @@ class Head(nn.Module, ABC):
         num_classes: int,
         score_threshold: float = 0.0,
         pseudo_label_threshold: float = 0.7,
+        confident_score: float = 0.5,
     ) -> None:
         super().__init__()
         if spatial_dims not in self.supported_dims:
@@ -53,11 +56,16 @@ class Head(nn.Module, ABC):
                 f"pixvox.list_heads(spatial_dims={spatial_dims}) lists the heads that do"
             )
         check_at_least(1, num_classes=num_classes)
-        check_shares(score_threshold=score_threshold, pseudo_label_threshold=pseudo_label_threshold)
+        check_shares(
+            score_threshold=score_threshold,
+            pseudo_label_threshold=pseudo_label_threshold,
+            confident_score=confident_score,
+        )
         self.spatial_dims = spatial_dims
         self.num_classes = num_classes
         self.score_threshold = score_threshold
         self.pseudo_label_threshold = pseudo_label_threshold
+        self.confident_score = confident_score
 
     @classmethod
     def known_tasks(cls) -> tuple[str, ...]:

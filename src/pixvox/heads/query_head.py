@@ -50,6 +50,7 @@ class QueryHead(Head):
         class_agnostic_proposals: Teach the encoder's proposals as if there were one class.
         score_threshold: Instances below are not given out.
         pseudo_label_threshold: Instances above teach a student.
+        confident_score: See ``Head``.
         detections_per_image: Most instances of one image; None is as many as queries.
         mask_score: Multiply scores by the mean probability inside the mask.
         mask_nms_threshold: IoU of masks of one class above which the one of lower score goes; None keeps all.
@@ -75,11 +76,12 @@ class QueryHead(Head):
         class_agnostic_proposals: bool = False,
         score_threshold: float = 0.0,
         pseudo_label_threshold: float = 0.7,
+        confident_score: float = 0.5,
         detections_per_image: int | None = None,
         mask_score: bool = False,
         mask_nms_threshold: float | None = None,
     ) -> None:
-        super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold)
+        super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold, confident_score)
         if detections_per_image is not None and detections_per_image < 1:
             raise ValueError(
                 f"detections_per_image must be at least 1, or null for no cap; got {detections_per_image}"

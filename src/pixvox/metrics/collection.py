@@ -94,7 +94,7 @@ class Metrics:
 def default_metrics(
     metadata: Metadata,
     best_by: str | None = None,
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     max_detections: int | None = None,
     per_class: bool = True,
@@ -109,8 +109,7 @@ def default_metrics(
         metadata: Tells task, dimensions, classes and ignore index.
         best_by: Rule of the best epoch; None for ``max:mIoU`` (semantic), ``max:PQ`` (panoptic) or ``max:AP``
             (instances).
-        score_threshold: Score from which a prediction is painted into the label map, in [0, 1]; each head
-            states its own.
+        score_threshold: Score from which a prediction is painted into the label map, in [0, 1]; None is 0.5.
         thresholds: IoU thresholds of matched scores.
         max_detections: Detections per image and class of the dense COCO scores; None for all.
         per_class: Add semantic scores per class.
@@ -140,7 +139,11 @@ def default_metrics(
     if "segm" not in iou_types:
         return _box_metrics(metadata, iou_types, best_by, max_detections)
     metrics = {
-        "label_map": LabelMapScores(thresholds, score_threshold, num_classes=len(metadata.class_names))
+        "label_map": LabelMapScores(
+            thresholds,
+            0.5 if score_threshold is None else score_threshold,
+            num_classes=len(metadata.class_names),
+        )
     }
     if metadata.spatial_dims == 2:
         metrics = {

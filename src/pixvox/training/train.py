@@ -215,7 +215,7 @@ def _train_here(
     check_task(segmenter.task, datamodule.metadata, segmenter.head.known_tasks())
     if config.test:
         check_test_split(datamodule)
-    metrics = build_metrics(config, datamodule.metadata)
+    metrics = build_metrics(config, datamodule.metadata, segmenter.head)
     monitor, mode = monitored(metrics)
     check_early_stopping(config, metrics)
     # The first process looks into folders, and all go by what it found.
