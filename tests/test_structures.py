@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixvox.structures import Batch, Geometry, Instances, Masks, Segmentation
+from pixvox.structures import Batch, Features, Geometry, Instances, Masks, Segmentation
 
 SIZES = [(9, 14), (4, 7, 5)]
 
@@ -268,3 +268,13 @@ def test_batch_knows_its_valid_sizes():
     batch = Batch(torch.zeros(2, 3, 8, 8), [Instances.empty((8, 8))] * 2, geometries)
     assert batch.valid_sizes.tolist() == [[6, 7], [8, 8]]
     assert len(batch.to("cpu")) == 2
+
+
+def test_streams_of_an_image_are_drawn_apart_and_again_alike():
+    maps, sizes = (torch.zeros(2, 1, 2, 3),), torch.tensor([[8, 12]] * 2)
+    features = Features(maps, ((4, 4),), torch.zeros(2, 1, 8, 12), (8, 12), sizes, seeds=[7, 2**32 - 1])
+    first, second, again = (
+        [torch.rand(3, generator=g).tolist() for g in features.generators(stream)] for stream in (0, 1, 0)
+    )
+    assert first == again
+    assert all(a != b for a, b in zip(first + second, second + first, strict=True))

@@ -371,16 +371,21 @@ class Features:
         """Size of the images that the levels were computed from, in array order."""
         return tuple(self.images.shape[2:])
 
-    def generators(self) -> list[torch.Generator | None]:
+    def generators(self, stream: int = 0) -> list[torch.Generator | None]:
         """Return a generator per image on the features' device, or None for each to use the global one.
 
         A head that draws (samples of anchors, noise) draws from these, so that the draws of an image depend
         neither on the rest of its batch nor on the number of processes.
+
+        Args:
+            stream: Number of what is drawn, 0 or greater: draws for two purposes must not be the same numbers.
         """
         if self.seeds is None:
             return [None] * self.images.shape[0]
         device = self.images.device
-        return [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
+        # The generator of the CPU looks at 32 bits only; an odd step visits all of them.
+        shift = stream * 0x9E3779B1
+        return [torch.Generator(device).manual_seed((seed + shift) % 2**32) for seed in self.seeds]
 
 
 Targets = Sequence[Instances] | Int[Tensor, "batch *spatial"]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pixvox.data.fingerprint import Fingerprint
     from pixvox.data.suggestions import Suggestion
 
+_NOISE = 1  # stream of the noise; points of masks are drawn from stream 0
 WEIGHTS = {"class": 4.0, "box": 5.0, "giou": 2.0, "mask": 5.0, "dice": 5.0}
 """Of the losses and of the matching costs, in the authors' code."""
 
@@ -215,7 +216,7 @@ class MaskDINO(QueryHead):
             SetTargets.of(_checked(instances, self.num_classes), size)
             for instances, size in zip(targets, features.valid_sizes, strict=True)
         ]
-        noised: NoisedQueries | None = self.denoising(truths, num_queries, features.generators())
+        noised: NoisedQueries | None = self.denoising(truths, num_queries, features.generators(_NOISE))
         return noised
 
 
