@@ -67,5 +67,5 @@ def test_model_is_built_from_the_configuration_of_each_head(head, dims):
     segmenter = build_segmenter(config, metadata)
     assert (segmenter.spatial_dims, segmenter.num_classes, segmenter.in_channels) == (dims, 2, 1)
     assert segmenter.class_names == ("one", "two")
-    metrics = build_metrics(config, metadata)
+    metrics = build_metrics(config, metadata, segmenter.head)
     assert metrics.monitor

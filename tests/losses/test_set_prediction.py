@@ -460,7 +460,7 @@ def test_what_does_not_fit_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"unknown loss weights \['boxes'\]"):
         SetCriterion(SigmoidFocal(), {"class": 1.0}, {"boxes": 1.0})
     with pytest.raises(ValueError, match="num_points must be at least 1"):
-        SetCriterion(SigmoidFocal(), {"class": 1.0}, {}, num_points=0)
+        SetCriterion(SigmoidFocal(), {"class": 1.0}, ALL, num_points=0)
     criterion = SetCriterion(SigmoidFocal(), {"class": 1.0}, ALL)
     layer = _prediction(2, 3, CLASSES, (4, 6))
     with pytest.raises(ValueError, match="1 targets for 2 images"):
