@@ -1,15 +1,18 @@
 import json
+import multiprocessing as mp
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from pixvox.cli import run as run_cli
 from pixvox.data.make import make_dataset
+from pixvox.training.interruption import Interruption
 
 SMALL = [
     "head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "transforms=none",
@@ -66,6 +69,21 @@ def test_signal_to_a_running_training_saves_and_leaves_no_workers(tmp_path, numb
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
     assert json.loads((folder / "summary.json").read_text())["status"].startswith("interrupted")
     assert wait_for(lambda: not any(map(alive, workers)), 10)
+
+
+def _ctrl_c_before_the_first_batch():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as torch's loading processes do first of all
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_a_process_just_forked_is_left_to_the_main_process():
+    with Interruption() as interruption:
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        interruption.on_train_start(trainer, pl.LightningModule())
+        child = mp.get_context("fork").Process(target=_ctrl_c_before_the_first_batch)
+        child.start()
+        child.join(60)
+    assert child.exitcode == 0
 
 
 @pytest.mark.slow

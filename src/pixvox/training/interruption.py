@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ class Interruption(pl.Callback):
 
     def __init__(self) -> None:
         self.number = 0
+        self._process = os.getpid()
         self._deferred = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -64,6 +66,8 @@ class Interruption(pl.Callback):
             raise SystemExit(143)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and os.getpid() != self._process:
+            return  # a loading process that has just been forked: Ctrl-C is for the main process to answer
         again, self.number = self.number, self.number or number
         if number == signal.SIGINT and (again == signal.SIGINT or not self._deferred):
             raise KeyboardInterrupt
