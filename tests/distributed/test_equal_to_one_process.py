@@ -23,7 +23,11 @@ HEADS = {
     "maskrcnn-3d": ("maskrcnn", (8, 24, 32), SMALL),
     "maskdino-2d": ("maskdino", (32, 40), {**QUERIES, "denoising_queries": 7}),
     "maskdino-3d": ("maskdino", (8, 24, 32), {**QUERIES, "denoising_queries": 7}),
-    "mask2former-3d": ("mask2former", (8, 24, 32), {**QUERIES, "channels": 8}),
+    "mask2former-3d": (
+        "mask2former",
+        (8, 24, 32),
+        {**QUERIES, "channels": 8, "weights": {"class": 2.0, "mask": 5.0, "dice": 5.0, "pixel_class": 10.0}},
+    ),
     "lw_detr-2d": (
         "lw_detr",
         (32, 40),

@@ -175,7 +175,7 @@ class DeformableDETR(QueryHead):
         check_at_least(1, num_queries=num_queries)
         classification = classification or SigmoidFocal()
         super().__init__(
-            spatial_dims, num_classes, classification, used_weights(costs or WEIGHTS, masks),
+            in_channels, spatial_dims, num_classes, classification, used_weights(costs or WEIGHTS, masks),
             used_weights(weights or WEIGHTS, masks), class_agnostic_proposals=True, **options,
         )  # fmt: skip
         self.first = 1 if masks else 0

@@ -105,6 +105,7 @@ class Hybrid(QueryHead):
         check_heads(channels, num_heads)
         classification = classification or SoftmaxWithNoObject()
         super().__init__(
+            in_channels,
             spatial_dims,
             num_classes,
             classification,

@@ -105,6 +105,7 @@ class LWDETR(QueryHead):
             )
         classification = classification or IoUAware()
         super().__init__(
+            in_channels,
             spatial_dims,
             num_classes,
             classification,

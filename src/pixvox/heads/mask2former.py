@@ -91,7 +91,13 @@ class Mask2Former(QueryHead):
     ) -> None:
         classification = classification or SoftmaxWithNoObject()
         super().__init__(
-            spatial_dims, num_classes, classification, costs or WEIGHTS, weights or WEIGHTS, **options
+            in_channels,
+            spatial_dims,
+            num_classes,
+            classification,
+            costs or WEIGHTS,
+            weights or WEIGHTS,
+            **options,
         )
         if task not in self.tasks:
             raise ValueError(f"task must be one of {', '.join(self.tasks)}; got {task!r}")

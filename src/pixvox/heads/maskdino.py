@@ -102,7 +102,13 @@ class MaskDINO(QueryHead):
         check_at_least(1, num_queries=num_queries)
         classification = classification or SigmoidFocal()
         super().__init__(
-            spatial_dims, num_classes, classification, costs or WEIGHTS, weights or WEIGHTS, **options
+            in_channels,
+            spatial_dims,
+            num_classes,
+            classification,
+            costs or WEIGHTS,
+            weights or WEIGHTS,
+            **options,
         )
         channels = _width(in_channels)
         if initial_boxes not in ("masks", "tokens"):

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 
 from pixvox.heads.head import Head, Outputs
+from pixvox.heads.pixel_classes import PixelClasses, pixel_class_loss
 from pixvox.heads.query_crops import MapFrame, masks_from_maps
 from pixvox.heads.query_predictions import DenoisingPredictions, QueryMasks, QueryPrediction
 from pixvox.losses.query_classification import QueryClassification
 from pixvox.losses.set_prediction import SetCriterion
 from pixvox.ops.boxes import box_convert, clip_boxes
 from pixvox.ops.mask_nms import mask_nms
-from pixvox.ranges import check_shares
+from pixvox.ranges import check_shares, check_weights
 from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
 
 if TYPE_CHECKING:
     from pixvox.data.fingerprint import Fingerprint
     from pixvox.data.suggestions import Suggestion
+
+_OF_MASKS = ("mask", "dice", "pixel_class")
 
 __all__ = ["DenoisingPredictions", "QueryHead", "QueryMasks", "QueryPrediction"]
 
@@ -38,11 +41,13 @@ class QueryHead(Head):
       keep their crops alone: 1,000 of them take 40 MiB more at the peak (``benchmarks/memory.py``).
 
     Args:
+        in_channels: Channels of the levels, finest first.
         spatial_dims: 2 for images, 3 for volumes.
         num_classes: Classes of the data.
         classification: How queries are classified.
         costs: Weights of the matching costs ``class box giou mask dice``; 0 or absent is not used.
-        weights: Weights of the losses of the same names.
+        weights: Weights of the losses of the same names, and of ``pixel_class``: classes as the finest level tells
+            them in each of its cells (``PixelClasses``). With it, features learn classes from fewer images.
         num_points: Points per mask in matching and loss; None takes every cell of the mask grid.
         oversample_ratio: Candidates per point, from which uncertain ones are chosen.
         importance_ratio: Part of the points that are chosen for being uncertain.
@@ -64,6 +69,7 @@ class QueryHead(Head):
 
     def __init__(
         self,
+        in_channels: Sequence[int],
         spatial_dims: int,
         num_classes: int,
         classification: QueryClassification,
@@ -91,6 +97,11 @@ class QueryHead(Head):
         if not self.predicts_boxes:
             _refuse_boxes(type(self).__name__, classification, costs, weights)
         self.classification = classification
+        self.pixel_class_weight = check_weights(weights, "loss").get("pixel_class", 0.0)
+        self.pixel_classes = (
+            PixelClasses(in_channels[0], num_classes, spatial_dims) if self.pixel_class_weight else None
+        )
+        weights = {name: weight for name, weight in weights.items() if name != "pixel_class"}
         self.criterion = SetCriterion(
             classification, costs, weights, num_points, oversample_ratio, importance_ratio, mask_loss,
             class_agnostic_proposals,
@@ -154,6 +165,8 @@ class QueryHead(Head):
             "padded_size": features.padded_size,
         }
         if self.training and targets is not None:
+            if self.pixel_classes is not None:
+                found["pixel_class_logits"] = self.pixel_classes(features.levels[0])
             return found
         found["class_logits"] = last.class_logits
         if last.boxes is not None:
@@ -163,8 +176,14 @@ class QueryHead(Head):
         return found
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Return the terms of all layers, proposals and denoising queries."""
-        return self.criterion(outputs, _instances(targets, type(self).__name__))
+        """Return the terms of all layers, proposals and denoising queries, and that of pixels in training."""
+        instances = _instances(targets, type(self).__name__)
+        terms = self.criterion(outputs, instances)
+        logits = outputs.get("pixel_class_logits")
+        if logits is not None:
+            found = pixel_class_loss(logits, instances, outputs["valid_sizes"], outputs["padded_size"])
+            terms["pixel_class"] = self.pixel_class_weight * found
+        return terms
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
@@ -239,13 +258,13 @@ def _refuse_boxes(
 
 
 def used_weights(weights: Mapping[str, float], masks: bool) -> dict[str, float]:
-    """Return costs or weights of losses as a head uses them: without masks, those of masks go.
+    """Return costs or weights of losses as a head uses them: without masks, those that need masks go.
 
     Example:
         >>> used_weights({"class": 2.0, "giou": 2.0, "dice": 5.0}, masks=False)
         {'class': 2.0, 'giou': 2.0}
     """
-    return {name: weight for name, weight in weights.items() if masks or name not in ("mask", "dice")}
+    return {name: weight for name, weight in weights.items() if masks or name not in _OF_MASKS}
 
 
 def _instances(targets: Targets, name: str) -> Sequence[Instances]:
