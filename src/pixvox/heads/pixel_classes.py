@@ -39,8 +39,8 @@ class PixelClasses(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, spatial_dims: int = 2) -> None:
         super().__init__()
         self.classifier = conv(spatial_dims, in_channels, num_classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.constant_(self.classifier.bias, -math.log(1 / _PRIOR - 1))
+        nn.init.normal_(self.classifier.weight, std=0.01)  # type: ignore[arg-type]
+        nn.init.constant_(self.classifier.bias, -math.log(1 / _PRIOR - 1))  # type: ignore[arg-type]
 
     def forward(self, level: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batch classes *grid"]:
         """Return the logit of each class in each cell."""
