@@ -1,9 +1,10 @@
-"""Peak memory of a 3-D training step, of predicting an image with a thousand instances, and of a thousand queries.
+"""Peak memory of a 3-D training step, of a thousand instances and of a thousand queries; what one more query keeps.
 
     python benchmarks/memory.py [--json PATH]
 
 Each case runs in a process of its own; the figure is the growth of its peak resident memory over what it had after
-building model and data.
+building model and data. What a query keeps is counted, not measured: the bytes of all tensors that the forward pass and
+the loss of a head save for the backward pass, with 600 queries less with 300, for its default options in float32.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 MIB = 2**20
 
@@ -28,21 +30,27 @@ def peak_mib() -> float:
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def training_step() -> dict[str, float]:
-    """One forward, backward and optimiser step on a volume of 64 x 128 x 128 with 60 nuclei."""
+def segmenter(overrides: list[str]) -> Any:
+    """Return a new model that these overrides describe."""
     import torch
     from omegaconf import OmegaConf
 
     from pixvox.configuration import compose
-    from pixvox.data.synthetic.nuclei3d import Nuclei3d
     from pixvox.segmenter import PARTS, Segmenter
 
-    overrides = ["experiment=embryos", "data=nuclei3d", "spatial_dims=3", "in_channels=1", "num_classes=1"]
+    torch.manual_seed(0)
     config = compose("train", overrides)
-    model = Segmenter.from_config(
-        {part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS}
-    )
-    model = model.train().to(memory_format=torch.channels_last_3d)
+    return Segmenter.from_config({part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS})
+
+
+def training_step() -> dict[str, float]:
+    """One forward, backward and optimiser step on a volume of 64 x 128 x 128 with 60 nuclei."""
+    import torch
+
+    from pixvox.data.synthetic.nuclei3d import Nuclei3d
+
+    overrides = ["experiment=embryos", "data=nuclei3d", "spatial_dims=3", "in_channels=1", "num_classes=1"]
+    model = segmenter(overrides).train().to(memory_format=torch.channels_last_3d)
     sample = Nuclei3d(num_images=1, image_size=(64, 128, 128), count=(60, 60), radius=(4.0, 6.0))[0]
     targets = [sample.targets()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -132,10 +140,48 @@ def thousand_queries() -> dict[str, float]:
     }
 
 
+def one_query() -> dict[str, float]:
+    """Count the KiB that a query keeps from the forward to the backward pass of each head, with 100 objects."""
+    import torch
+    from torch.autograd.graph import saved_tensors_hooks
+
+    from pixvox.structures import Instances
+
+    size = (256, 256)
+    label_map = torch.zeros(size, dtype=torch.int64)
+    for i in range(100):
+        row, column = divmod(i, 10)
+        label_map[row * 25 : row * 25 + 12, column * 25 : column * 25 + 12] = i + 1
+    images, targets = torch.rand(1, 1, *size), [Instances(masks=label_map)]
+
+    def kept(overrides: list[str], queries: int) -> int:
+        model = segmenter([*overrides, f"head.num_queries={queries}", "head.num_points=4096"]).train()
+        storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            sum(model.loss(images, targets).values())
+        return sum(storage.nbytes() for storage in storages.values())
+
+    heads = ("deformable_detr", "lw_detr", "mask2former", "maskdino", "hybrid")
+    cases = {head: [f"head={head}", "backbone=simple"] for head in heads}
+    cases["nuclei_dense"] = ["experiment=nuclei_dense"]
+    given = ["spatial_dims=2", "in_channels=1", "num_classes=1"]
+    return {
+        f"{name}_kib": (kept(overrides + given, 600) - kept(overrides + given, 300)) / 300 / 1024
+        for name, overrides in cases.items()
+    }
+
+
 CASES = {
     "3-D training step": training_step,
     "2-D prediction": thousand_instances,
     "1,000 queries": thousand_queries,
+    "one query": one_query,
 }
 
 

@@ -39,7 +39,7 @@ class LWDETR(QueryHead):
     ``exp(d_wh) * p_wh``, for all layers from the same ``p``.
 
     Memory: what a training step keeps for one query of one group is 51 KiB with 128 channels, 3 layers and
-    ``feedforward=512`` in float32, 39 KiB without masks; no map of a query is ever kept. 1,500 queries are 75 MiB.
+    ``feedforward=512`` in float32, as ``benchmarks/memory.py`` counts; no map of a query is ever kept.
 
     Args:
         in_channels: Channels of each level, all equal; they are those of the queries.
