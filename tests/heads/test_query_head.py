@@ -21,7 +21,9 @@ class Told(QueryHead):
     """A head that predicts what it is told."""
 
     def __init__(self, prediction, spatial_dims=2, classification=None, **options):
-        super().__init__((4,), spatial_dims, CLASSES, classification or SigmoidFocal(), WEIGHTS, WEIGHTS, **options)
+        super().__init__(
+            (4,), spatial_dims, CLASSES, classification or SigmoidFocal(), WEIGHTS, WEIGHTS, **options
+        )
         self.prediction = prediction
 
     def forward(self, features, targets=None):

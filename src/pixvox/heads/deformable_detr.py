@@ -214,6 +214,7 @@ class DeformableDETR(QueryHead):
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return classes, boxes and masks of the queries after each layer, and the proposals of two stages."""
+        features = self.placed(features)
         tokens = Tokens.of(features.levels[self.first :], self.strides, features.valid_sizes)
         proposals = None
         if self.two_stage is not None:

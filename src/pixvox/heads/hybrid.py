@@ -105,7 +105,7 @@ class Hybrid(QueryHead):
         check_heads(channels, num_heads)
         classification = classification or SoftmaxWithNoObject()
         super().__init__(
-            in_channels,
+            in_channels[:1],
             spatial_dims,
             num_classes,
             classification,
@@ -145,6 +145,7 @@ class Hybrid(QueryHead):
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return classes and masks of the queries, before the first layer and after each."""
+        features = self.placed(features)
         level = features.levels[0]
         patches = self.patchify(self._whole_patches(level))
         tokens = Tokens.of([patches], [self.token_stride], features.valid_sizes)

@@ -147,6 +147,7 @@ class LWDETR(QueryHead):
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return classes, boxes and masks of every layer, and of the proposals."""
+        features = self.placed(features)
         learns = self.training or targets is not None
         tokens = Tokens.of(features.levels, features.strides, features.valid_sizes)
         groups = self.groups if self.training else 1

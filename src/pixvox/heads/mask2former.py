@@ -125,6 +125,7 @@ class Mask2Former(QueryHead):
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return classes and masks of the queries, before the first layer and after each."""
+        features = self.placed(features)
         pixels = features.levels[0]
         steps = self.decoder(
             features.levels[self.first :], self.strides[self.first :], pixels, features.valid_sizes

@@ -160,6 +160,7 @@ class MaskDINO(QueryHead):
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
         """Return the predictions of every layer; in training with targets those of denoising queries too."""
+        features = self.placed(features)
         pixels, *levels = features.levels
         tokens = Tokens.of(levels, self.strides, features.valid_sizes)
         found = self.proposals(tokens, self.num_queries, self.class_branch, self._move)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pixvox.heads.coordinates import Coordinates
 from pixvox.heads.head import Head, Outputs
 from pixvox.heads.pixel_classes import PixelClasses, pixel_class_loss
 from pixvox.heads.query_crops import MapFrame, masks_from_maps
@@ -41,13 +43,15 @@ class QueryHead(Head):
       keep their crops alone: 1,000 of them take 40 MiB more at the peak (``benchmarks/memory.py``).
 
     Args:
-        in_channels: Channels of the levels, finest first.
+        in_channels: Channels of the levels that the head looks at, finest first.
         spatial_dims: 2 for images, 3 for volumes.
         num_classes: Classes of the data.
         classification: How queries are classified.
         costs: Weights of the matching costs ``class box giou mask dice``; 0 or absent is not used.
         weights: Weights of the losses of the same names, and of ``pixel_class``: classes as the finest level tells
             them in each of its cells (``PixelClasses``). With it, features learn classes from fewer images.
+        coordinates: Add to each level where its cells lie (``Coordinates``). With it, masks of objects that look alike
+            come apart after fewer images.
         num_points: Points per mask in matching and loss; None takes every cell of the mask grid.
         oversample_ratio: Candidates per point, from which uncertain ones are chosen.
         importance_ratio: Part of the points that are chosen for being uncertain.
@@ -86,6 +90,7 @@ class QueryHead(Head):
         detections_per_image: int | None = None,
         mask_score: bool = False,
         mask_nms_threshold: float | None = None,
+        coordinates: bool = False,
     ) -> None:
         super().__init__(spatial_dims, num_classes, score_threshold, pseudo_label_threshold, confident_score)
         if detections_per_image is not None and detections_per_image < 1:
@@ -97,6 +102,9 @@ class QueryHead(Head):
         if not self.predicts_boxes:
             _refuse_boxes(type(self).__name__, classification, costs, weights)
         self.classification = classification
+        self.coordinates = (
+            nn.ModuleList(Coordinates(width, spatial_dims) for width in in_channels) if coordinates else None
+        )
         self.pixel_class_weight = check_weights(weights, "loss").get("pixel_class", 0.0)
         self.pixel_classes = (
             PixelClasses(in_channels[0], num_classes, spatial_dims) if self.pixel_class_weight else None
@@ -131,6 +139,15 @@ class QueryHead(Head):
                 "a query answers for one object: half as many again, at least 100, a multiple of 50", DETR,
             )
         ]  # fmt: skip
+
+    def placed(self, features: Features) -> Features:
+        """Return the features with coordinates, if the head uses them; every ``forward`` begins with it."""
+        if self.coordinates is None:
+            return features
+        levels = list(features.levels)
+        for i, place in enumerate(self.coordinates):
+            levels[i] = place(levels[i], features.valid_sizes, features.padded_size)
+        return replace(features, levels=tuple(levels))
 
     def outputs(
         self,
