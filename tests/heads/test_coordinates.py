@@ -3,12 +3,7 @@
 import pytest
 import torch
 
-from pixvox import create_model, list_heads
 from pixvox.heads.coordinates import Coordinates
-from pixvox.structures import Instances
-from small_heads import small
-
-HEADS = sorted(set(list_heads(task="instance")) - {"maskrcnn"})
 
 
 def _of_zeros(place, grid, valid, padded):
@@ -72,18 +67,3 @@ def test_products_tell_apart_places_that_look_alike():
     found = logits > 0
     overlap = (found & truth.bool()).sum((1, 2)) / (found | truth.bool()).sum((1, 2))
     assert (overlap > 0.7).all(), overlap
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_every_parameter_of_a_head_with_coordinates_learns(head):
-    torch.manual_seed(0)
-    options = {"backbone__channels": [8, 8, 16], "backbone__strides": [2, 4, 8], "backbone__norm": "group"}
-    model = create_model(
-        head=head, backbone="simple", num_classes=2, in_channels=1, **small(head, coordinates=True, **options)
-    ).train()
-    masks = torch.zeros(1, 64, 96, dtype=torch.bool)
-    masks[:, 8:40, 16:60] = True
-    losses = model.loss(torch.randn(1, 1, 64, 96), [Instances(masks=masks, labels=torch.tensor([1]))])
-    sum(losses.values()).backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    assert all(p.grad.abs().sum() > 0 for p in model.head.coordinates[0].parameters())

@@ -24,7 +24,7 @@ def _case(head, dims):
         num_classes=2,
         spatial_dims=dims,
         in_channels=1,
-        **small(head, **backbone),
+        **small(head, **backbone, **({} if head == "maskrcnn" else {"coordinates": True})),
     )
     size = SIZES[dims]
     label_map = torch.zeros(size, dtype=torch.int64)
