@@ -1,4 +1,4 @@
-"""Validate the last step of a run that ends in the middle of an epoch."""
+"""Let every run end with a validation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import lightning.pytorch as pl
 
 
 class FinalValidation(pl.Callback):
-    """Let a run of ``max_steps`` end with a validation, or it has neither scores nor a best checkpoint."""
+    """Validate after the last epoch or step, also where neither is one of every ``val_every_n_epoch`` epochs.
+
+    Without, the weights that learned longest would have no scores, and could not become the best checkpoint.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Have the last epoch validated."""
+        if trainer.max_epochs == trainer.current_epoch + 1 and trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
