@@ -22,8 +22,8 @@ class Coordinates(nn.Module):
     https://arxiv.org/abs/1807.03247); heads that make masks by products give pixels coordinates since "Conditional
     Convolutions for Instance Segmentation" (Tian et al., 2020, https://arxiv.org/abs/2003.05664).
 
-    Coordinates are shares of the valid part, so that padding changes nothing. What is learned with them holds for images
-    of about the size that was trained with: an object that is a fifth of a patch is a twentieth of four patches.
+    Coordinates are shares of the valid part, so that padding changes nothing. What is learned with them holds for
+    images of about the size that was trained with: an object that is a fifth of a patch is a twentieth of four patches.
 
     Args:
         channels: Channels of the feature map.
