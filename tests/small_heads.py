@@ -6,6 +6,8 @@ _PIXEL_DECODER = {
 }  # fmt: skip
 _DECODER = {"num_queries": 9, "num_layers": 2, "num_heads": 4, "feedforward": 32, "num_points": 64}
 
+_LOCATIONS = {"neck__out_channels": 16, "num_grids": [6, 5, 3, 2], "channels": 16, "num_convs": 1}
+
 SMALL = {
     "maskrcnn": {
         "neck__out_channels": 16, "box_features": 16, "mask_channels": 8, "detections_per_image": 9,
@@ -16,6 +18,9 @@ SMALL = {
     "mask2former": {**_PIXEL_DECODER, **_DECODER, "channels": 64},
     "maskdino": {**_PIXEL_DECODER, **_DECODER},
     "hybrid": {**_DECODER, "neck__out_channels": 16, "neck__coarsest_channels": 16, "channels": 64, "dropout": 0.0},
+    "solo": _LOCATIONS,
+    "decoupled_solo": _LOCATIONS,
+    "solov2": {**_LOCATIONS, "mask_channels": 16, "kernel_channels": 16},
 }  # fmt: skip
 
 

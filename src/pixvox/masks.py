@@ -198,6 +198,22 @@ class Masks:
         totals = torch.cat([self.data.new_zeros(1, dtype=torch.int64), self.data.cumsum(0)])
         return totals[self._ends] - totals[self.starts]
 
+    def centroids(self) -> Float[Tensor, "n dims"]:
+        """Return the centre of mass of each mask in pixels (array order, the first pixel's centre at 0.5).
+
+        An empty mask has the first corner of its crop.
+        """
+        inside = self.data.nonzero()[:, 0]
+        owner = torch.searchsorted(self._ends, inside, right=True)
+        place = inside - self.starts[owner]
+        total = torch.zeros_like(self.origins)
+        for axis in reversed(range(len(self.size))):
+            length = self.shapes[owner, axis]
+            total[:, axis].index_add_(0, owner, place % length)
+            place = place // length
+        areas = self.areas()[:, None]
+        return self.origins + torch.where(areas > 0, total / areas.clamp(min=1) + 0.5, 0.0)
+
     def boxes(self) -> Float[Tensor, "n sides"]:
         """Return the tight box of each mask; an empty mask gets a box of size 0 at its origin."""
         return mask_ops.crop_boxes(list(self), self.origins)

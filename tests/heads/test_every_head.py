@@ -7,7 +7,9 @@ from pixvox import create_model, list_heads
 from pixvox.errors import ConfigError
 from pixvox.heads.hybrid import Hybrid
 from pixvox.heads.mask2former import Mask2Former
+from pixvox.heads.query_head import QueryHead
 from pixvox.losses.query_classification import IoUAware
+from pixvox.models import part_class
 from pixvox.structures import Geometry, Instances
 from small_heads import small
 
@@ -17,6 +19,7 @@ HEADS = list_heads(task="instance")
 
 def _case(head, dims):
     torch.manual_seed(0)
+    queries = issubclass(part_class("head", head), QueryHead)
     backbone = {"backbone__channels": [8, 8, 16], "backbone__strides": [2, 4, 8], "backbone__norm": "group"}
     model = create_model(
         head=head,
@@ -24,7 +27,7 @@ def _case(head, dims):
         num_classes=2,
         spatial_dims=dims,
         in_channels=1,
-        **small(head, **backbone, **({} if head == "maskrcnn" else {"coordinates": True})),
+        **small(head, **backbone, **({"coordinates": True} if queries else {})),
     )
     size = SIZES[dims]
     label_map = torch.zeros(size, dtype=torch.int64)

@@ -68,3 +68,21 @@ class Coordinates(nn.Module):
             shape[axis] = cells
             level = level + values.reshape(*values.shape[:2], *shape).to(level.dtype)
         return level
+
+
+def coordinate_channels(level: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batch dims *grid"]:
+    """Return the place of each cell, x first, from -1 at the first cell of an axis to 1 at the last.
+
+    The extra channels of CoordConv (Liu et al., 2018, https://arxiv.org/abs/1807.03247), as SOLO uses them; along an
+    axis of one cell they are -1.
+
+    Args:
+        level: Feature map.
+
+    Example:
+        >>> coordinate_channels(torch.zeros(1, 4, 1, 3)).tolist()
+        [[[[-1.0, 0.0, 1.0]], [[-1.0, -1.0, -1.0]]]]
+    """
+    axes = [torch.linspace(-1, 1, cells, device=level.device) for cells in level.shape[2:]]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])
+    return places.to(level.dtype).expand(len(level), *places.shape)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from pixvox.ranges import check_at_least, check_shares
-from pixvox.structures import Features, Geometry, Segmentation, Targets
+from pixvox.structures import Features, Geometry, Instances, Segmentation, Targets
 
 if TYPE_CHECKING:
     from pixvox.data.fingerprint import Fingerprint
@@ -108,3 +108,21 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
         """Return predictions in the frame that each geometry names as its original."""
+
+
+def instances_of(targets: Targets, name: str) -> Sequence[Instances]:
+    """Return targets that are instances.
+
+    Args:
+        targets: Of a batch.
+        name: The head that asks, for the error.
+
+    Raises:
+        ValueError: If they are label maps.
+    """
+    if isinstance(targets, Tensor):
+        raise ValueError(
+            f"{name} learns from instances, but was given label maps of classes; "
+            "use a semantic head such as head=fcn, or a dataset with task: instance"
+        )
+    return targets

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pixvox.distributed.world import world_mean
 from pixvox.heads.anchors import AnchorGenerator
-from pixvox.heads.head import Head, Outputs
+from pixvox.heads.head import Head, Outputs, instances_of
 from pixvox.heads.maskrcnn_suggestions import suggest_maskrcnn
 from pixvox.heads.region_proposals import RegionProposalNetwork, leave_out_ignored
 from pixvox.layers import conv, conv_transpose
@@ -232,7 +232,7 @@ class MaskRCNN(Head):
         image), ``class_logits`` (background last), ``labels``, ``scores``, ``roi_mask_logits`` and their
         validity mask ``valid``.
         """
-        instances = _instances(targets)
+        instances = None if targets is None else instances_of(targets, "Mask R-CNN")
         generators = features.generators()
         outputs: Outputs = {"rpn": self.rpn(features, instances, generators)}
         proposals = outputs["rpn"]["proposals"]
@@ -393,13 +393,3 @@ class MaskRCNN(Head):
             "scores": scores[rows[kept], labels[kept]],
             "class_logits": logits[rows[kept]],
         }
-
-
-def _instances(targets: Targets | None) -> Sequence[Instances] | None:
-    """Return the targets, which must be instances."""
-    if isinstance(targets, Tensor):
-        raise ValueError(
-            "Mask R-CNN learns from instances, but was given label maps of classes; "
-            "use a semantic head such as head=fcn, or a dataset with task: instance"
-        )
-    return targets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,30 +70,45 @@ def masks_from_maps(
     crops: list[Tensor] = []
     origins: list[list[int]] = []
     certainty: list[Tensor] = [torch.zeros(0, device=queries.device)]
-    matrices = frame.matrices(queries.device)
-    size = max(1, _CHUNK // math.prod(frame.grid))
-    for start in range(0, len(queries), size):
-        maps = masks.of_image(image, queries[start : start + size])
-        low, high = (side.tolist() for side in mask_bounds(maps > 0))
-        for logits, first, last in zip(maps, low, high, strict=True):
-            values, origin = _original_crop(logits, first, last, frame, matrices)
-            inside = values > 0
-            certainty.append(((values.sigmoid() * inside).sum() / inside.sum().clamp(min=1)).reshape(1))
-            crops.append(inside)
-            origins.append(origin)
+    for values, origin in maps_in_original(lambda few: masks.of_image(image, few), queries, frame):
+        inside = values > 0
+        certainty.append(((values.sigmoid() * inside).sum() / inside.sum().clamp(min=1)).reshape(1))
+        crops.append(inside)
+        origins.append(origin)
     found = Masks.from_crops(crops, origins, frame.geometry.original_size).to(queries.device)
     return found, torch.cat(certainty)
 
 
+def maps_in_original(
+    read: Callable[[Tensor], Tensor], chosen: Int[Tensor, " chosen"], frame: MapFrame
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Give out the maps of some objects in the original frame, each only around its positive cells.
+
+    Args:
+        read: Returns the maps ``(few, *grid)`` of a few objects, positive where they are.
+        chosen: The objects; they are read a few at a time.
+        frame: From the grid to the original.
+
+    Yields:
+        The values of one object at original pixels, and where the first of them lies.
+    """
+    matrices = frame.matrices(chosen.device)
+    for few in torch.split(chosen, max(1, _CHUNK // math.prod(frame.grid))):
+        maps = read(few)
+        low, high = (side.tolist() for side in mask_bounds(maps > 0))
+        for values, first, last in zip(maps, low, high, strict=True):
+            yield _original_crop(values, first, last, frame, matrices)
+
+
 def _original_crop(
-    logits: Tensor, low: Sequence[int], high: Sequence[int], frame: MapFrame, matrices: Sequence[Tensor]
+    values: Tensor, low: Sequence[int], high: Sequence[int], frame: MapFrame, matrices: Sequence[Tensor]
 ) -> tuple[Tensor, list[int]]:
-    """Return the logits at the original pixels that positive cells ``low`` to ``high`` can reach, and their origin."""
+    """Return the values at the original pixels that positive cells ``low`` to ``high`` can reach, and their origin."""
     if low == high:
-        return logits.new_zeros((0,) * logits.ndim), [0] * logits.ndim
+        return values.new_zeros((0,) * values.ndim), [0] * values.ndim
     # One cell away from the last positive one every interpolated value is negative: that is the margin.
     cells = [slice(max(0, first - 1), last + 1) for first, last in zip(low, high, strict=True)]
-    values, origin = logits[tuple(cells)], []
+    values, origin = values[tuple(cells)], []
     for axis, (matrix, step, cell) in enumerate(zip(matrices, frame.steps, cells, strict=True)):
         first = max(0, math.floor((low[axis] - 0.5) / step - 0.5))
         last = math.ceil((high[axis] + 0.5) / step + 0.5)

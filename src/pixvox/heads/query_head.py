@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pixvox.heads.coordinates import Coordinates
-from pixvox.heads.head import Head, Outputs
+from pixvox.heads.head import Head, Outputs, instances_of
 from pixvox.heads.pixel_classes import PixelClasses, pixel_class_loss
 from pixvox.heads.query_crops import MapFrame, masks_from_maps
 from pixvox.heads.query_predictions import DenoisingPredictions, QueryMasks, QueryPrediction
@@ -194,7 +194,7 @@ class QueryHead(Head):
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Return the terms of all layers, proposals and denoising queries, and that of pixels in training."""
-        instances = _instances(targets, type(self).__name__)
+        instances = instances_of(targets, type(self).__name__)
         terms = self.criterion(outputs, instances)
         logits = outputs.get("pixel_class_logits")
         if logits is not None:
@@ -282,12 +282,3 @@ def used_weights(weights: Mapping[str, float], masks: bool) -> dict[str, float]:
         {'class': 2.0, 'giou': 2.0}
     """
     return {name: weight for name, weight in weights.items() if masks or name not in _OF_MASKS}
-
-
-def _instances(targets: Targets, name: str) -> Sequence[Instances]:
-    if isinstance(targets, Tensor):
-        raise ValueError(
-            f"{name} learns from instances, but was given label maps of classes; "
-            "use a semantic head such as head=fcn, or a dataset with task: instance"
-        )
-    return targets

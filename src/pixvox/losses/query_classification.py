@@ -65,9 +65,9 @@ class QueryClassification(nn.Module, ABC):
             ious: IoU of the box of each matched query with its object's, for those that need it.
         """
 
-    def init_bias(self, layer: nn.Linear) -> None:
+    def init_bias(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
         """Set the bias of the layer that gives the logits to where training begins well: no class before others."""
-        nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
 
 class SoftmaxWithNoObject(QueryClassification):
@@ -175,9 +175,9 @@ class SigmoidFocal(QueryClassification):
         each = torch.where(_entries(labels, logits.shape[-1]), positive, negative)
         return _sum(each, learns) / count
 
-    def init_bias(self, layer: nn.Linear) -> None:
+    def init_bias(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
         """Set the bias such that every class begins at the prior confidence."""
-        nn.init.constant_(layer.bias, -math.log((1 - self.prior) / self.prior))
+        nn.init.constant_(layer.bias, -math.log((1 - self.prior) / self.prior))  # type: ignore[arg-type]
 
 
 class IoUAware(SigmoidFocal):

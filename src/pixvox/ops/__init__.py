@@ -15,6 +15,7 @@ from pixvox.ops.boxes import (
 )
 from pixvox.ops.deformable_attention import multi_scale_deformable_attention
 from pixvox.ops.matching import hungarian
+from pixvox.ops.matrix_nms import matrix_nms
 from pixvox.ops.nms import batched_nms, nms
 from pixvox.ops.roi_align import multi_scale_roi_align, roi_align
 from pixvox.ops.sampling import multilinear_sampling
@@ -33,6 +34,7 @@ __all__ = [
     "generalized_box_iou",
     "hungarian",
     "masks_to_boxes",
+    "matrix_nms",
     "multi_scale_deformable_attention",
     "multi_scale_roi_align",
     "multilinear_sampling",

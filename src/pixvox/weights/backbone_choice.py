@@ -106,11 +106,18 @@ def backbone_from_detectron2(state: Mapping[str, Tensor]) -> BackboneChoice:
         ]
         return BackboneChoice("swin", options, converted)
     if "stem.conv1.weight" in state:
-        converted = resnet_from_detectron2(state)
-        # detectron2 trains ResNets with frozen norms unless told otherwise.
-        return BackboneChoice("custom_resnet", {**_resnet_sizes(converted), "norm": "frozen"}, converted)
+        return resnet_of(resnet_from_detectron2(state))
     known = ", ".join(sorted(state)[:3])
     raise WeightsError(f"the backbone ({known}, ...) is neither a Swin nor a ResNet of detectron2's names")
+
+
+def resnet_of(state: Mapping[str, Tensor]) -> BackboneChoice:
+    """Return the ResNet of weights under our names, its norms frozen, as detection models are trained.
+
+    Raises:
+        WeightsError: If its weights lack what tells its sizes.
+    """
+    return BackboneChoice("custom_resnet", {**_resnet_sizes(state), "norm": "frozen"}, dict(state))
 
 
 def _swin_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
