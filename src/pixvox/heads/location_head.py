@@ -386,9 +386,12 @@ class _Lesson:
 
 
 def _centres(grid: Sequence[int], size: Sequence[int], device: torch.device) -> Float[Tensor, "cells dims"]:
-    """Return the centre of each cell of a grid over a canvas, in pixels and array order."""
+    """Return the centre of each cell of a grid over a canvas, in pixels and array order.
+
+    Cells finer than pixels have their centre moved to that of the outermost pixel, beyond which nothing is known.
+    """
     axes = [
-        (torch.arange(cells, device=device) + 0.5) * (length / cells)
+        ((torch.arange(cells, device=device) + 0.5) * (length / cells)).clamp(0.5, length - 0.5)
         for cells, length in zip(grid, size, strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
@@ -462,10 +465,11 @@ def dice_losses(
     return 1 - 2 * shared / whole
 
 
-def _grids(given: Sequence[PerAxis] | str, count: int, spatial_dims: int) -> list[tuple[int, ...]]:
+def _grids(
+    given: Sequence[PerAxis] | Literal["auto"], count: int, spatial_dims: int
+) -> list[tuple[int, ...]]:
     """Return the cells along each axis, per level."""
     if isinstance(given, str):
-        _check_auto(given, "num_grids")
         known = _GRIDS[spatial_dims]
         given = known[:count] + known[-1:] * (count - len(known))
     _check_levels(given, count, "num_grids")
@@ -475,7 +479,7 @@ def _grids(given: Sequence[PerAxis] | str, count: int, spatial_dims: int) -> lis
 
 
 def _ranges(
-    given: Sequence[Sequence[float]] | str, strides: Sequence[Sequence[int]]
+    given: Sequence[Sequence[float]] | Literal["auto"], strides: Sequence[Sequence[int]]
 ) -> list[tuple[float, float]]:
     """Return the least and the greatest side of the objects of each level."""
     if not isinstance(given, str):
@@ -486,7 +490,6 @@ def _ranges(
                     f"each of scale_ranges is [least side, greatest side] in pixels, got {list(pair)}"
                 )
         return [(float(pair[0]), float(pair[1])) for pair in given]
-    _check_auto(given, "scale_ranges")
     steps = [math.prod(stride) ** (1 / len(stride)) for stride in strides]
     ranges = [(_SIDES[0] * step, _SIDES[1] * step) for step in steps]
     ranges[0] = (0.0, ranges[0][1])
@@ -494,20 +497,14 @@ def _ranges(
     return ranges
 
 
-def _sizes(given: Sequence[int] | str, count: int) -> list[int]:
+def _sizes(given: Sequence[int] | Literal["auto"], count: int) -> list[int]:
     """Return for each level the level whose size it is brought to."""
     if isinstance(given, str):
-        _check_auto(given, "level_sizes")
         return list(range(count)) if count < 3 else [1, *range(1, count - 1), count - 2]
     _check_levels(given, count, "level_sizes")
     if not all(0 <= level < count for level in given):
         raise ValueError(f"level_sizes are numbers of levels from 0 to {count - 1}, got {list(given)}")
     return list(given)
-
-
-def _check_auto(given: str, name: str) -> None:
-    if given != "auto":
-        raise ValueError(f"{name} is a list with one entry per level, or 'auto'; got {given!r}")
 
 
 def _check_levels(given: Sequence[object], count: int, name: str) -> None:

@@ -107,7 +107,7 @@ class SOLO(LocationHead):
                 raise ValueError(
                     f"a grid of {_product(grid)} cells has {math.prod(grid):,} maps; for {len(level)} images with "
                     f"masks of {_product(sides)} cells they take {len(level)} x {math.prod(grid):,} x "
-                    f"{math.prod(sides):,} x 4 bytes = {gib:.1f} GiB, more than head.memory_limit="
+                    f"{math.prod(sides):,} x 4 bytes = {gib:,.2f} GiB, more than head.memory_limit="
                     f"{self.memory_limit:g}. Use head=decoupled_solo ({sum(grid)} maps) or head=solov2 (none per "
                     "cell), a smaller head.num_grids, or smaller images"
                 )

@@ -13,8 +13,8 @@ _CELLS = 2**24  # elements of the float32 copies that exist at one time: 64 MiB
 
 def matrix_nms(
     masks: Bool[Tensor, "n *grid"],
-    scores: Float[Tensor, " n"],
-    labels: Int[Tensor, " n"],
+    scores: Float[Tensor, " _"],
+    labels: Int[Tensor, " _"],
     kernel: Literal["gaussian", "linear"] = "gaussian",
     sigma: float = 2.0,
 ) -> Float[Tensor, " n"]:

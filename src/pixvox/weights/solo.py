@@ -31,22 +31,22 @@ def _in_tower(ours: str, index: str, layer: str, rest: str) -> str:
 _AXES = {"y": 0, "x": 1}
 
 _TABLE: list[Rename] = [
-    (r"cls_convs\.(\d+)\.(conv|gn)\.(.*)", lambda m: _in_tower("class_convs", *m.groups())),
+    (r"cls_convs\.(\d+)\.(conv|gn)\.(weight|bias)", lambda m: _in_tower("class_convs", *m.groups())),
     (r"conv_cls\.(.*)", r"classifier.\1"),
-    (r"mask_convs\.(\d+)\.(conv|gn)\.(.*)", lambda m: _in_tower("mask_convs", *m.groups())),
+    (r"mask_convs\.(\d+)\.(conv|gn)\.(weight|bias)", lambda m: _in_tower("mask_convs", *m.groups())),
     (r"conv_mask_list\.(\d+)\.(.*)", r"mask_layers.\1.\2"),
     (
-        r"mask_convs_([xy])\.(\d+)\.(conv|gn)\.(.*)",
+        r"mask_convs_([xy])\.(\d+)\.(conv|gn)\.(weight|bias)",
         lambda m: _in_tower(f"mask_convs.{_AXES[m[1]]}", m[2], m[3], m[4]),
     ),
     (r"conv_mask_list_([xy])\.(\d+)\.(.*)", lambda m: f"mask_layers.{m[2]}.{_AXES[m[1]]}.{m[3]}"),
-    (r"kernel_convs\.(\d+)\.(conv|gn)\.(.*)", lambda m: _in_tower("kernel_convs", *m.groups())),
+    (r"kernel_convs\.(\d+)\.(conv|gn)\.(weight|bias)", lambda m: _in_tower("kernel_convs", *m.groups())),
     (r"conv_kernel\.(.*)", r"kernel.\1"),
     (
-        r"mask_feature_head\.convs_all_levels\.(\d+)\.conv(\d+)\.(conv|gn)\.(.*)",
+        r"mask_feature_head\.convs_all_levels\.(\d+)\.conv(\d+)\.(conv|gn)\.(weight|bias)",
         lambda m: _in_tower(f"pixels.levels.{m[1]}.convs", m[2], m[3], m[4]),
     ),
-    (r"mask_feature_head\.conv_pred\.(conv|gn)\.(.*)", lambda m: f"pixels.output.{_CONV[m[1]]}.{m[2]}"),
+    (r"mask_feature_head\.conv_pred\.(conv|gn)\.(weight|bias)", lambda m: f"pixels.output.{_CONV[m[1]]}.{m[2]}"),
 ]
 
 
