@@ -15,7 +15,7 @@ Conventions, stated once:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +190,15 @@ class Instances:
     def __repr__(self) -> str:
         ignored = int(self.ignore.sum())
         return f"Instances({len(self)}{f', {ignored} ignored' if ignored else ''}, size={self.size})"
+
+    def on_canvas(self, size: Size) -> Instances:
+        """Return the instances on a larger canvas: padding at the far ends moves nothing."""
+        if self.size == size:
+            return self
+        masks = self.masks
+        if masks is not None:
+            masks = Masks(masks.data, masks.origins, masks.shapes, size)
+        return Instances(self.boxes, self.labels, masks, self.scores, self.polygons, self.ignore, size)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Instances:
         """Return the instances on ``device``."""
@@ -408,6 +417,9 @@ class Batch:
         seeds: Seed of what a head draws for each image, by (seed, epoch, index); None when unknown.
         repeated: True for a batch that another process evaluates already: it only keeps the number of steps of
             all processes equal, and is not scored.
+        views: Further versions of ``images`` in the same frame: strong views for semi-supervised methods.
+        hidden: What is known of unlabelled images in the input frame, None for an image where nothing is; for scores
+            alone, nothing learns from it.
     """
 
     images: Float[Tensor, "batch channels *spatial"]
@@ -419,6 +431,8 @@ class Batch:
     sources: list[str] = field(default_factory=list)
     seeds: list[int] | None = None
     repeated: bool = False
+    views: list[Float[Tensor, "batch channels *spatial"]] = field(default_factory=list)
+    hidden: list[Instances | Tensor | None] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -429,7 +443,7 @@ class Batch:
         return torch.tensor([geometry.valid_size for geometry in self.geometries], device=self.images.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch on ``device``; ``truths`` stay where they are."""
+        """Return the batch on ``device``; ``truths`` and what is hidden stay where they are."""
         targets = self.targets
         if isinstance(targets, Tensor):
             targets = targets.to(device, non_blocking=non_blocking)
@@ -441,6 +455,7 @@ class Batch:
             images=self.images.to(device, non_blocking=non_blocking),
             targets=targets,
             intensity_ranges=ranges.to(device, non_blocking=non_blocking) if ranges is not None else None,
+            views=[view.to(device, non_blocking=non_blocking) for view in self.views],
         )
 
     def pin_memory(self) -> Batch:
@@ -456,4 +471,10 @@ class Batch:
             images=self.images.pin_memory(),
             targets=targets,
             intensity_ranges=ranges.pin_memory() if ranges is not None else None,
+            views=[view.pin_memory() for view in self.views],
         )
+
+
+def parts_of(batch: Batch | Mapping[str, Batch]) -> list[Batch]:
+    """Return the batches of a training step: one, or those of labelled and unlabelled images, labelled first."""
+    return [batch] if isinstance(batch, Batch) else list(batch.values())

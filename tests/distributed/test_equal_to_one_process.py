@@ -18,6 +18,8 @@ SMALL = {"neck__out_channels": 8, "box_features": 8, "mask_channels": 4, "mask_c
 QUERIES = {"neck__channels": 8, "neck__mask_channels": 4, "neck__num_layers": 1, "neck__num_heads": 2,
            "neck__feedforward": 8, "num_queries": 6, "num_layers": 1, "num_heads": 2, "feedforward": 8,
            "num_points": 30}  # fmt: skip
+CELLS = {"neck__out_channels": 8, "num_grids": [4, 3, 2], "channels": 8, "num_convs": 1,
+         "scale_ranges": [[0, 10], [5, 40], [8, 99]]}  # fmt: skip
 HEADS = {
     "maskrcnn-2d": ("maskrcnn", (32, 40), SMALL),
     "maskrcnn-3d": ("maskrcnn", (8, 24, 32), SMALL),
@@ -45,6 +47,8 @@ HEADS = {
             "num_points": None,
         },
     ),
+    "solov2-2d": ("solov2", (32, 40), {**CELLS, "mask_channels": 8, "kernel_channels": 4}),
+    "decoupled_solo-3d": ("decoupled_solo", (8, 24, 32), CELLS),
     "fcn-2d": ("fcn", (24, 32), {"norm": "group", "dropout": 0.0}),
     "fcn-3d": ("fcn", (4, 12, 16), {"norm": "group", "dropout": 0.0}),
 }

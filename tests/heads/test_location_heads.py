@@ -232,7 +232,9 @@ def test_what_is_ignored_teaches_neither_class_nor_mask(kind):
 
 def test_maps_that_would_take_too_much_memory_are_refused_with_the_arithmetic():
     head = _head("solo", 3, [16, 8, 4], memory_limit=0.01)
-    message = r"16 x 16 x 16 cells has 4,096 maps; .* 2 x 4,096 x 1,536 x 4 bytes = 0.05 GiB, .*decoupled_solo \(48 maps"
+    message = (
+        r"16 x 16 x 16 cells has 4,096 maps; .* 2 x 4,096 x 1,536 x 4 bytes = 0.05 GiB, .*solo \(48 maps"
+    )
     with pytest.raises(ValueError, match=message):
         head(_features((32, 48, 64)))
 

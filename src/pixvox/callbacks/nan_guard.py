@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from pixvox.distributed.sharding import local_part
 from pixvox.distributed.world import gather_objects
 from pixvox.errors import TrainingError
-from pixvox.structures import Batch
+from pixvox.structures import Batch, parts_of
 
 log = logging.getLogger("pixvox")
 
@@ -50,10 +51,8 @@ class NaNGuard(pl.Callback):
         """Remember which images the next step learns from, and what they may spoil in passing."""
         if self.skip and not (self._losses and self._buffers):
             self._buffers = [buffer.clone() for buffer in module.buffers()]
-        labelled = batch if isinstance(batch, Batch) else None
-        if labelled is not None:
-            names = labelled.sources or [f"index {index}" for index in labelled.indices]
-            self._sources.extend(names)
+        for part in parts_of(batch) if isinstance(batch, Batch | Mapping) else ():
+            self._sources.extend(part.sources or [f"index {index}" for index in part.indices])
 
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
         """Remember the losses that the step is made of."""

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pixvox.callbacks.step_timer import StepTimer
 from pixvox.flops import count_flops
+from pixvox.structures import parts_of
 from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")
@@ -48,8 +49,9 @@ class Profiler(pl.Callback):
         if not trainer.is_global_zero:
             return
         if self._seen == 0:
-            self.flops = count_flops(pl_module.segmenter, tuple(batch.images.shape[2:]))
-            size = " x ".join(map(str, batch.images.shape[2:]))
+            shape = tuple(parts_of(batch)[0].images.shape[2:])
+            self.flops = count_flops(pl_module.segmenter, shape)
+            size = " x ".join(map(str, shape))
             parts = ", ".join(f"{part} {count / 1e9:.3g}" for part, count in self.flops.items())
             log.info("billions of operations to predict one image of %s: %s", size, parts)
         if self._seen == WARM_UP and self._profile is None:

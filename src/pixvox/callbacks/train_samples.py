@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
 from pixvox.callbacks.step_timer import StepTimer
-from pixvox.structures import Batch, Segmentation
+from pixvox.structures import Batch, Segmentation, parts_of
 
 log = logging.getLogger("pixvox")
 
@@ -34,7 +35,7 @@ class TrainSamples(pl.Callback):
     ) -> None:
         """Keep images until there are enough, then draw them."""
         if (
-            not isinstance(batch, Batch)
+            not isinstance(batch, Batch | Mapping)
             or not trainer.is_global_zero
             or len(self._samples) >= self.max_images
         ):
@@ -42,7 +43,8 @@ class TrainSamples(pl.Callback):
         from pixvox.visualization.samples import training_samples
 
         names = tuple(getattr(getattr(pl_module, "segmenter", None), "class_names", ()))
-        self._samples += training_samples(batch, names)
+        for part in parts_of(batch):
+            self._samples += training_samples(part, names)
         if len(self._samples) >= self.max_images:
             self._draw()
 

@@ -57,6 +57,8 @@ class Collate:
             sources=[sample.source for sample in samples],
             seeds=seeds if len(seeds) == len(samples) else None,
             repeated=all(sample.repeated for sample in samples),
+            views=self._views(samples, size),
+            hidden=self._hidden(samples, size),
         )
 
     def _padded_size(self, samples: Sequence[Sample]) -> Size:
@@ -68,6 +70,23 @@ class Collate:
             math.ceil(length / divisor) * divisor for length, divisor in zip(largest, divisors, strict=True)
         )
 
+    def _views(self, samples: Sequence[Sample], size: Size) -> list[Tensor]:
+        """Return the first further version of every image, then the second, ..."""
+        return [
+            torch.stack(
+                [_pad(view, size, background(sample)) for view, sample in zip(views, samples, strict=True)]
+            )
+            for views in zip(*(sample.views for sample in samples), strict=True)
+        ]
+
+    def _hidden(self, samples: Sequence[Sample], size: Size) -> list[Instances | Tensor | None] | None:
+        """Return what is known of each unlabelled image, None when nothing is of any."""
+        known = [
+            None if sample.hidden is None else self._targets([sample.hidden], size) for sample in samples
+        ]
+        found = [None if each is None else each[0] for each in known]
+        return None if all(each is None for each in found) else found
+
     def _targets(self, samples: Sequence[Sample], size: Size) -> list[Instances] | Tensor | None:
         if not samples[0].annotated:
             return None
@@ -75,7 +94,7 @@ class Collate:
             maps = [sample.class_map for sample in samples if sample.class_map is not None]
             ignored = samples[0].ignore_index
             return torch.stack([_pad(each[None], size, torch.tensor([ignored]))[0] for each in maps]).long()
-        return [_on_canvas(sample.instances(self.min_object_size), size) for sample in samples]
+        return [sample.instances(self.min_object_size).on_canvas(size) for sample in samples]
 
 
 def _check_alike(samples: Sequence[Sample]) -> None:
@@ -103,15 +122,3 @@ def _pad(values: Tensor, size: Size, fill: Tensor) -> Tensor:
     canvas = fill.to(values.dtype).view(-1, *[1] * len(size)).expand(values.shape[0], *size).clone()
     canvas[(slice(None), *(slice(0, length) for length in values.shape[1:]))] = values
     return canvas
-
-
-def _on_canvas(instances: Instances, size: Size) -> Instances:
-    """Return the instances on a larger canvas: padding at the far ends moves nothing."""
-    if instances.size == size:
-        return instances
-    masks = instances.masks
-    if masks is not None:
-        masks = type(masks)(masks.data, masks.origins, masks.shapes, size)
-    return Instances(
-        boxes=instances.boxes, labels=instances.labels, masks=masks, ignore=instances.ignore, size=size
-    )

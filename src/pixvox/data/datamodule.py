@@ -22,7 +22,7 @@ from pixvox.data.options import check_options
 from pixvox.data.relabel import class_agnostic as without_classes
 from pixvox.data.sampler import EpochSampler
 from pixvox.data.split import drawn_splits
-from pixvox.data.transforms.compose import Transform
+from pixvox.data.transforms.compose import Transform, geometric_part
 from pixvox.data.views import EvaluationView, TrainingView
 from pixvox.errors import DataError
 from pixvox.structures import Batch
@@ -49,6 +49,8 @@ class DataModule(LightningDataModule):
         path: Folder of a dataset, instead of the four above.
         options: Options of ``open_dataset`` for ``path``, such as ``task`` or ``val_fraction``.
         train_transforms: Augmentation; nothing when None.
+        strong_transforms: Makes the strong views of unlabelled images; these go through the steps of
+            ``train_transforms`` that only move, cut or pad before. It moves nothing.
         eval_transforms: Deterministic steps, such as a resize; nothing when None.
         image_size: Training batches are padded to at least this size, one length or one per axis in array
             order.
@@ -108,6 +110,7 @@ class DataModule(LightningDataModule):
         balance_threshold: float = 0.1,
         cache: str | Path | bool | None = None,
         cache_type: Literal["source", "float16"] = "source",
+        strong_transforms: Transform | None = None,
     ) -> None:
         super().__init__()
         if on_bad_sample not in ("raise", "skip"):
@@ -147,6 +150,8 @@ class DataModule(LightningDataModule):
                 f"{axes} axes; give one length, or one per axis in array order"
             )
         self.train_transforms, self.eval_transforms = train_transforms, eval_transforms
+        self.strong_transforms = strong_transforms
+        self.strong_views = 0  # above 0, training goes over pairs of labelled and unlabelled batches
         self.image_size, self.size_divisor = image_size, size_divisor
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.min_object_size, self.on_bad_sample = seed, min_object_size, on_bad_sample
@@ -166,18 +171,25 @@ class DataModule(LightningDataModule):
         for sampler in self._samplers:
             sampler.set_epoch(epoch)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch] | CombinedLoader:
+        """Return labelled, augmented batches; with ``strong_views``, pairs of ``combined_dataloader``."""
+        return self.combined_dataloader() if self.strong_views else self.labelled_dataloader()
+
+    def labelled_dataloader(self) -> DataLoader[Batch]:
         """Return labelled, augmented batches."""
         return self._training_loader(self.train, self.seed)
 
     def unlabelled_dataloader(self) -> DataLoader[Batch]:
-        """Return augmented batches without targets, for semi-supervised methods to combine with the labelled.
+        """Return batches without targets, weakly augmented, with ``strong_views`` strong views of each image.
 
         Raises:
-            DataError: If there are none.
+            DataError: If there are no unlabelled images.
         """
         if self.unlabelled is None:
-            raise DataError("there are no unlabelled images; set num_unlabeled_images=-1 (all) or a number")
+            raise DataError(
+                "there are no unlabelled images: set num_labeled_images to use the annotations of some images alone, "
+                "add images without annotations to the dataset, or raise num_unlabeled_images"
+            )
         return self._training_loader(self.unlabelled, self.seed + 1)
 
     def combined_dataloader(self) -> CombinedLoader:
@@ -192,7 +204,7 @@ class DataModule(LightningDataModule):
         from lightning.pytorch.utilities import CombinedLoader
 
         seeds = {"labelled": self.seed, "unlabelled": self.seed + 1}
-        loaders = {"labelled": self.train_dataloader(), "unlabelled": self.unlabelled_dataloader()}
+        loaders = {"labelled": self.labelled_dataloader(), "unlabelled": self.unlabelled_dataloader()}
         batches = max(map(len, loaders.values()))
         for name, loader in loaders.items():
             if len(loader) < batches:
@@ -232,7 +244,12 @@ class DataModule(LightningDataModule):
             logger.warning("%d unreadable images were skipped:\n%s", len(skipped), "\n".join(skipped))
 
     def _training_loader(self, dataset: Dataset, seed: int, batches: int | None = None) -> DataLoader[Batch]:
-        view = TrainingView(dataset, self.train_transforms, seed, self.on_bad_sample == "skip")
+        skip_bad = self.on_bad_sample == "skip"
+        if dataset is self.train:
+            view = TrainingView(dataset, self.train_transforms, seed, skip_bad)
+        else:
+            weak = geometric_part(self.train_transforms)
+            view = TrainingView(dataset, weak, seed, skip_bad, self.strong_transforms, self.strong_views)
         images = None if batches is None else batches * self.batch_size
         weights = self.weights if dataset is self.train else None
         sampler = EpochSampler(len(dataset), seed, shuffle=True, images=images, weights=weights)

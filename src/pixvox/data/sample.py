@@ -39,6 +39,9 @@ class Sample:
         intensity_range: Low and high percentile of each channel of the **full** image, kept by crops.
         original_size: Size of the frame that results are given in; the size of ``image`` when None.
         ignore_index: Label of ``class_map`` that is neither learned nor scored.
+        hidden: What is known of an unlabelled image, for scores alone; nothing may learn from it, or look at it to
+            choose a patch.
+        views: Further versions of ``image`` in the same frame: the strong views of semi-supervised methods.
         further: Draws another sample of the same dataset that went through the same steps; None where
             there are none. It exists within a pipeline of transforms only.
 
@@ -63,6 +66,8 @@ class Sample:
     intensity_range: Float[Tensor, "channels 2"] | None = None
     original_size: Size | None = None
     ignore_index: int = IGNORE_INDEX
+    hidden: Sample | None = field(default=None, repr=False)
+    views: tuple[Float[Tensor, "channels *spatial"], ...] = ()
     further: Callable[[torch.Generator], Sample] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -87,19 +92,24 @@ class Sample:
             image: Takes and returns ``(channels, *spatial)``.
             maps: Takes label maps ``(layers, *spatial)`` and the value for places outside the image.
         """
+        moved, hidden = image(self.image), self.hidden
+        if hidden is not None:
+            layers, class_map = hidden._remapped_labels(maps)
+            hidden = replace(hidden, image=moved, layers=layers, class_map=class_map)
+        layers, class_map = self._remapped_labels(maps)
+        return replace(self, image=moved, layers=layers, class_map=class_map, hidden=hidden)
+
+    def _remapped_labels(self, maps: Callable[[Tensor, int], Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Return ``layers`` and ``class_map``, moved."""
         class_map = self.class_map
         if class_map is not None:
             class_map = maps(class_map[None], self.ignore_index)[0]
-        return replace(
-            self,
-            image=image(self.image),
-            layers=maps(self.layers, 0) if self.layers is not None else None,
-            class_map=class_map,
-        )
+        return maps(self.layers, 0) if self.layers is not None else None, class_map
 
     def unlabelled(self) -> Sample:
-        """Return the image alone."""
-        return replace(self, layers=None, labels=None, ignore=None, class_map=None)
+        """Return the image with its annotations hidden."""
+        hidden = self if self.annotated else self.hidden
+        return replace(self, layers=None, labels=None, ignore=None, class_map=None, hidden=hidden)
 
     def instances(self, min_size: int = 1) -> Instances:
         """Expand the layers to masks and recompute the boxes; objects below ``min_size`` pixels are dropped.

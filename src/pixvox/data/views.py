@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from pixvox.data.collate import Collate
@@ -29,14 +30,23 @@ class TrainingView(TorchDataset[Sample]):
         transform: The augmentation; nothing when None.
         seed: Seed of the augmentation.
         skip_bad: Take the next readable image for one that is not, and note it.
+        strong: Makes each strong view of what ``transform`` gave; it moves nothing. None leaves it as it is.
+        strong_views: How many of them.
     """
 
     def __init__(
-        self, dataset: Dataset, transform: Transform | None, seed: int, skip_bad: bool = False
+        self,
+        dataset: Dataset,
+        transform: Transform | None,
+        seed: int,
+        skip_bad: bool = False,
+        strong: Transform | None = None,
+        strong_views: int = 0,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.strong, self.strong_views = strong, strong_views
         # Workers are processes: what they skip is noted in a file, one short line per write.
         self._notes: Path | None = None
         if skip_bad:
@@ -50,11 +60,23 @@ class TrainingView(TorchDataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        sample = self._read(index)
+        sample, generator = self._read(index), sample_generator(self.seed, epoch, index)
         if self.transform is not None:
-            sample = replace(sample, further=self._further)
-            sample = self.transform(sample, sample_generator(self.seed, epoch, index))
-        return replace(sample, further=None, seed=head_seed(self.seed, epoch, index))
+            sample = self.transform(replace(sample, further=self._further), generator)
+        sample = replace(sample, further=None, seed=head_seed(self.seed, epoch, index))
+        views = [self._strong_view(sample, generator) for _ in range(self.strong_views)]
+        return replace(sample, views=tuple(views))
+
+    def _strong_view(self, sample: Sample, generator: torch.Generator) -> torch.Tensor:
+        if self.strong is None:
+            return sample.image
+        image = self.strong(sample, generator).image
+        if image.shape != sample.image.shape:
+            raise DataError(
+                f"the strong view changed the image from {tuple(sample.image.shape)} to {tuple(image.shape)}; it must "
+                "leave every pixel in its place: leave steps that move, cut or pad to transforms.train"
+            )
+        return image
 
     def _read(self, index: int) -> Sample:
         return read_sample(self.dataset, index) if self._notes is None else self._next_good(index)

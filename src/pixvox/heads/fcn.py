@@ -129,5 +129,8 @@ class FCN(Head):
             for axis, length in enumerate(geometry.valid_size):
                 logits = logits.narrow(axis + 1, 0, length)
             original = resize(logits[None].float(), geometry.original_size)[0]
-            results.append(Segmentation(class_map=original.argmax(dim=0), geometry=geometry))
+            probabilities = original.softmax(dim=0) if self.gives_probabilities else None
+            results.append(
+                Segmentation(class_map=original.argmax(dim=0), probabilities=probabilities, geometry=geometry)
+            )
         return results

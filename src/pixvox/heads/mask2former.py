@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pixvox.heads.head import Outputs
 from pixvox.heads.query_crops import MapFrame
 from pixvox.heads.query_head import QueryHead
-from pixvox.heads.query_maps import class_map_of, masks_of_classes, panoptic_of
+from pixvox.heads.query_maps import class_map_of, class_probabilities_of, masks_of_classes, panoptic_of
 from pixvox.heads.query_predictions import QueryMasks, QueryPrediction
 from pixvox.losses.query_classification import QueryClassification, SoftmaxWithNoObject
 from pixvox.ranges import check_shares
@@ -168,6 +168,11 @@ class Mask2Former(QueryHead):
         if masks is None:
             raise ValueError("these outputs hold no masks; they are not Mask2Former's")
         frame = MapFrame(masks.grid, padded_size, geometry)
+        if self.task == "semantic" and self.gives_probabilities:
+            probabilities = class_probabilities_of(masks, image, scores, frame)
+            return Segmentation(
+                class_map=probabilities.argmax(dim=0), probabilities=probabilities, geometry=geometry
+            )
         if self.task == "semantic":
             return Segmentation(class_map=class_map_of(masks, image, scores, frame), geometry=geometry)
         return panoptic_of(

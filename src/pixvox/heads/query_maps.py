@@ -64,11 +64,21 @@ def class_map_of(
         scores: Class probabilities of its queries.
         frame: From the grid to the original.
     """
-    parts = [
-        torch.einsum("qc,q...->c...", scores, logits.sigmoid()).argmax(dim=0)
-        for logits in _slabs(masks, image, torch.arange(len(scores), device=scores.device), frame)
-    ]
-    return torch.cat(parts)
+    return torch.cat([slab.argmax(dim=0) for slab in _class_slabs(masks, image, scores, frame)])
+
+
+def class_probabilities_of(
+    masks: QueryMasks, image: int, scores: Float[Tensor, "queries classes"], frame: MapFrame
+) -> Float[Tensor, "classes *spatial"]:
+    """Return those sums, at most 1, for each class and original pixel; arguments as for ``class_map_of``."""
+    return torch.cat(list(_class_slabs(masks, image, scores, frame)), dim=1).clamp(max=1)
+
+
+def _class_slabs(
+    masks: QueryMasks, image: int, scores: Float[Tensor, "queries classes"], frame: MapFrame
+) -> Iterator[Float[Tensor, "classes *slab"]]:
+    for logits in _slabs(masks, image, torch.arange(len(scores), device=scores.device), frame):
+        yield torch.einsum("qc,q...->c...", scores, logits.sigmoid())
 
 
 def panoptic_of(

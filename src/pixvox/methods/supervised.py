@@ -23,11 +23,13 @@ from pixvox.metrics.metric import gather
 from pixvox.optimizers.parameter_groups import parameter_groups
 from pixvox.optimizers.schedules import lr_scheduler
 from pixvox.segmenter import Segmenter
-from pixvox.structures import Batch, Segmentation
+from pixvox.structures import Batch, Segmentation, parts_of
 
 
 class Supervised(pl.LightningModule):
     """Train a ``Segmenter`` on images with truth; training and validation share one body.
+
+    Other methods extend it: they say what a training step is, and which model is evaluated.
 
     Logs ``train/loss``, each term as ``train/NAME``, the same under ``val/`` together with every score of the
     metrics, the learning rate and images per second.
@@ -47,6 +49,9 @@ class Supervised(pl.LightningModule):
     Raises:
         ConfigError: If the backbone's factor is negative, or the model has no blocks to compute twice.
     """
+
+    strong_views: int = 0
+    """Strong views of unlabelled images that a training step needs; above 0 it gets pairs of batches."""
 
     def __init__(
         self,
@@ -95,41 +100,51 @@ class Supervised(pl.LightningModule):
         trainer: Any = self.trainer  # the attribute is public, but not declared
         trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, int(trainer.num_training_batches)))
 
+    @property
+    def evaluated(self) -> Segmenter:
+        """The model that is validated and given out."""
+        return self.segmenter
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        losses, _ = self._run(batch, "train")
-        return losses
+        loss, terms, _ = self._losses(self.segmenter, batch)
+        self._log_terms({"loss": loss, **terms}, len(batch))
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Segmentation]]:
         """Score a batch and return its ``predictions`` in the original frame."""
-        return self._score(batch, "val")
+        return self._score(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Segmentation]]:
         """Score a batch of the test split as one of the validation."""
-        return self._score(batch, "test")
+        return self._score(batch)
 
-    def _score(self, batch: Batch, stage: str) -> dict[str, list[Segmentation]]:
+    def _score(self, batch: Batch) -> dict[str, list[Segmentation]]:
         with apart():  # batches are validated one by one, whatever the other processes do
-            _, outputs = self._run(batch, stage)
-        predictions = self.segmenter.postprocess(outputs, batch.geometries)
+            loss, terms, outputs = self._losses(self.evaluated, batch)
+        if not batch.repeated:
+            self._validated.append(
+                (len(batch), {name: float(term) for name, term in {"loss": loss, **terms}.items()})
+            )
+        predictions = self.evaluated.postprocess(outputs, batch.geometries)
         predictions = [prediction.to("cpu") for prediction in predictions]
         if self.metrics is not None and batch.truths is not None and not batch.repeated:
             self.metrics.update(predictions, batch.truths)
         return {"predictions": predictions}
 
-    def _run(self, batch: Batch, stage: str) -> tuple[Tensor, dict[str, Any]]:
-        """Normalise, run the model, add up and log its loss terms."""
+    def _losses(self, model: Segmenter, batch: Batch) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        """Normalise and run a model; return its loss, the terms of it, and all outputs."""
         if batch.targets is None:
             raise ConfigError("supervised learning needs labels, but this batch has none; check the dataset")
-        outputs = self.segmenter.run(batch, with_targets=True, memory_format=self.memory_format)
+        outputs = model.run(batch, with_targets=True, memory_format=self.memory_format)
         terms: dict[str, Tensor] = outputs["losses"]
         loss = torch.stack([term.float() for term in terms.values()]).sum()
-        named = {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
-        if stage == "train":
-            self.log_dict({f"train/{name}": term for name, term in named.items()}, batch_size=len(batch))
-        elif not batch.repeated:
-            self._validated.append((len(batch), {name: float(term) for name, term in named.items()}))
-        return loss, outputs
+        return loss, terms, outputs
+
+    def _log_terms(self, terms: Mapping[str, Tensor | float], images: int) -> None:
+        """Log what a training step tells, under ``train/``."""
+        named = {name: term.detach() if isinstance(term, Tensor) else term for name, term in terms.items()}
+        self.log_dict({f"train/{name}": term for name, term in named.items()}, batch_size=images)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the images of the validation before."""
@@ -159,11 +174,12 @@ class Supervised(pl.LightningModule):
         if self.metrics is not None:
             self.log_dict({f"{stage}/{name}": float(value) for name, value in self.metrics.compute().items()})
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch | Mapping[str, Batch], batch_idx: int) -> None:
         """Log the learning rate and the images per second since the last time they were logged."""
         now = time.perf_counter()
-        start, images = self._since or (now, -len(batch))  # the first batch pays for starting up
-        images += len(batch)
+        count = sum(map(len, parts_of(batch)))
+        start, images = self._since or (now, -count)  # the first batch pays for starting up
+        images += count
         self._since = (start, images)
         trainer: Any = self.trainer
         if trainer.global_step % trainer.log_every_n_steps == 0:
@@ -214,9 +230,13 @@ class Supervised(pl.LightningModule):
         batches, together = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         return None if batches == float("inf") else max(1, math.ceil(batches / together))
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch without waiting for pinned memory to arrive; truths stay on the CPU."""
-        return batch.to(device, non_blocking=True)
+    def transfer_batch_to_device(
+        self, batch: Batch | Mapping[str, Batch], device: torch.device, dataloader_idx: int
+    ) -> Batch | dict[str, Batch]:
+        """Move a batch, or several by name, without waiting for pinned memory; truths stay on the CPU."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=True)
+        return {name: part.to(device, non_blocking=True) for name, part in batch.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model without any configuration file."""

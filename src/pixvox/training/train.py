@@ -230,6 +230,7 @@ def _train_here(
         scheduler=instantiate(config.scheduler, "scheduler") if config.get("scheduler") else None,
         metrics=metrics,
     )
+    datamodule.strong_views = method.strong_views
     first = process_rank() == 0
     if first:
         run.make()

@@ -67,10 +67,13 @@ def _count(sample: Segmentation) -> str:
 
 
 def training_samples(batch: Batch, class_names: tuple[str, ...] = ()) -> list[Segmentation]:
-    """Return the images of a training batch with their targets, as the model gets them, padding included."""
+    """Return the images of a training batch with their targets, as the model gets them, padding included.
+
+    Of unlabelled images that is their first strong view.
+    """
     size = tuple(batch.images.shape[2:])
     samples = []
-    for index, image in enumerate(batch.images):
+    for index, image in enumerate(batch.views[0] if batch.views else batch.images):
         known = batch.geometries[index]
         sample = Segmentation(
             geometry=replace(Geometry.identity(size, known.spacing), unit=known.unit),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pixvox")
 
-_MODEL_PREFIXES = ("segmenter.", "model.")
-"""How Lightning modules call the model they train."""
+_MODEL_PREFIXES = ("teacher.", "segmenter.", "model.")
+"""How Lightning modules call the model they give out: of a teacher and its student, the teacher."""
 
 
 def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Segmenter:

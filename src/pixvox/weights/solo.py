@@ -46,7 +46,10 @@ _TABLE: list[Rename] = [
         r"mask_feature_head\.convs_all_levels\.(\d+)\.conv(\d+)\.(conv|gn)\.(weight|bias)",
         lambda m: _in_tower(f"pixels.levels.{m[1]}.convs", m[2], m[3], m[4]),
     ),
-    (r"mask_feature_head\.conv_pred\.(conv|gn)\.(weight|bias)", lambda m: f"pixels.output.{_CONV[m[1]]}.{m[2]}"),
+    (
+        r"mask_feature_head\.conv_pred\.(conv|gn)\.(weight|bias)",
+        lambda m: f"pixels.output.{_CONV[m[1]]}.{m[2]}",
+    ),
 ]
 
 

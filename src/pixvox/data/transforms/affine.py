@@ -48,6 +48,8 @@ class RandomAffine(Transform):
             out of range.
     """
 
+    geometric = True
+
     def __init__(
         self,
         rotation: float | Sequence[float] = 0.0,

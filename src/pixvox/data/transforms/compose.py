@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,9 @@ class Transform(ABC):
     A transform never changes the tensors it is given: it returns a new sample. One that mixes samples asks for
     others of the same dataset by ``sample.further(generator)``, where that is not None.
     """
+
+    geometric: ClassVar[bool] = False
+    """Whether it only moves, scales, cuts or pads: all that a weak view of an unlabelled image may go through."""
 
     @abstractmethod
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
@@ -47,6 +51,20 @@ class Compose(Transform):
         for step in self.steps:
             sample = advance(step, sample, generator)
         return sample
+
+
+def geometric_part(transform: Transform | None) -> Transform | None:
+    """Return a transform without the steps that change intensities or mix images; None when nothing is left.
+
+    Example:
+        >>> from pixvox.data.transforms import RandomBlur, RandomFlip
+        >>> [type(step).__name__ for step in geometric_part(Compose([RandomFlip(), RandomBlur()])).steps]
+        ['RandomFlip']
+    """
+    if isinstance(transform, Compose):
+        steps = [part for part in map(geometric_part, transform.steps) if part is not None]
+        return Compose(steps) if steps else None
+    return transform if transform is not None and transform.geometric else None
 
 
 def advance(step: Transform, sample: Sample, generator: torch.Generator) -> Sample:

@@ -28,6 +28,8 @@ class RandomCrop(Transform):
         ValueError: If ``attempts`` is below 1.
     """
 
+    geometric = True
+
     def __init__(self, size: int | Sequence[int], foreground: float = 0.0, attempts: int = 1) -> None:
         if attempts < 1:
             raise ValueError(f"attempts must be 1 or above, got {attempts}")

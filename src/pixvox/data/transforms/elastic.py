@@ -27,6 +27,8 @@ class RandomElastic(Transform):
         probability: Probability of a deformation.
     """
 
+    geometric = True
+
     def __init__(
         self, displacement: float = 4.0, control_spacing: float = 32.0, probability: float = 0.5
     ) -> None:

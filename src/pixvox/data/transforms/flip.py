@@ -19,6 +19,8 @@ class RandomFlip(Transform):
         probability: Probability of each mirroring.
     """
 
+    geometric = True
+
     def __init__(self, axes: Sequence[int] | None = None, probability: float = 0.5) -> None:
         self.axes = tuple(axes) if axes is not None else None
         self.probability = probability

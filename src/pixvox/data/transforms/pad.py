@@ -31,6 +31,8 @@ class Pad(Transform):
         ValueError: If ``image`` is unknown.
     """
 
+    geometric = True
+
     def __init__(
         self,
         size: int | Sequence[int],

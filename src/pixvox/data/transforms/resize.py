@@ -35,6 +35,8 @@ class Resize(Transform):
         ValueError: If the mode is unknown, or ``aspect`` is below 1.
     """
 
+    geometric = True
+
     def __init__(
         self,
         size: int | Sequence[int],
@@ -82,6 +84,8 @@ class RandomRescale(Transform):
     Raises:
         ValueError: If the range of ``scale`` is not positive and ascending, or ``aspect`` is below 1.
     """
+
+    geometric = True
 
     def __init__(
         self, scale: Sequence[float] = (0.5, 2.0), aspect: float = 1.0, probability: float = 1.0
