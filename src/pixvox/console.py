@@ -21,6 +21,7 @@ UNSAID = (
     ".*treespec.*",
     ".*have overridden `transfer_batch_to_device`.*",
     ".*fault tolerant.*",
+    r".*module\(s\) in eval mode.*",  # a teacher
     ".*mid-epoch.*",
     ".*It is recommended to use `self.log.*",  # scores are gathered: every process logs the same
 )

@@ -335,7 +335,7 @@ class MaskRCNN(Head):
         objects = instances[~instances.ignore]
         regions = torch.cat([proposals, objects.boxes])
         matches = self.matcher(box_iou(objects.boxes, regions))
-        matches = leave_out_ignored(matches, regions, instances.boxes[instances.ignore])
+        matches = leave_out_ignored(matches, regions, instances)
         positives, negatives = balanced_sample(matches, self.box_samples, self.positive_fraction, generator)
         boxes, matched = regions[positives], matches[positives]
         background = torch.full_like(negatives, self.num_classes)

@@ -139,7 +139,7 @@ class RegionProposalNetwork(nn.Module):
         for instances, generator in zip(targets, generators or [None] * len(targets), strict=True):
             objects = instances[~instances.ignore]
             matches = self.matcher(box_iou(objects.boxes, anchors))
-            matches = leave_out_ignored(matches, anchors, instances.boxes[instances.ignore])
+            matches = leave_out_ignored(matches, anchors, instances)
             positives, negatives = balanced_sample(
                 matches, self.samples_per_image, self.positive_fraction, generator
             )
@@ -172,15 +172,18 @@ class RegionProposalNetwork(nn.Module):
         return {"rpn_objectness": objectness_loss / count, "rpn_box": box_loss / count}
 
 
-def leave_out_ignored(matches: Tensor, boxes: Tensor, ignored: Tensor, threshold: float = 0.5) -> Tensor:
-    """Mark negatives that lie mostly on ignored regions (crowds) as neither positive nor negative."""
+def leave_out_ignored(matches: Tensor, boxes: Tensor, instances: Instances, threshold: float = 0.5) -> Tensor:
+    """Mark negatives of which what lies in the image is mostly ignored (crowds) as neither positive nor negative."""
+    ignored = instances.boxes[instances.ignore]
     if len(ignored) == 0:
         return matches
+    if instances.size is not None:
+        boxes = clip_boxes(boxes, instances.size)
     half = boxes.shape[1] // 2
     low = torch.maximum(boxes[:, None, :half], ignored[None, :, :half])
     high = torch.minimum(boxes[:, None, half:], ignored[None, :, half:])
     shared = (high - low).clamp(min=0).prod(dim=-1)
-    covered = shared.amax(dim=1) > threshold * box_volume(boxes)
+    covered = shared.amax(dim=1) >= threshold * box_volume(boxes)
     return torch.where((matches == BELOW_LOW) & covered, torch.full_like(matches, BETWEEN), matches)
 
 
