@@ -14,7 +14,7 @@ from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
 from pixvox.data.sampler import REPEATED, EpochSampler, sample_generator
 from pixvox.data.synthetic.shapes import Shapes
-from pixvox.data.transforms import Compose, RandomAffine, RandomFlip, RandomNoise, Resize
+from pixvox.data.transforms import Compose, RandomAffine, RandomErasing, RandomFlip, RandomNoise, Resize
 from pixvox.errors import DataError
 
 
@@ -178,6 +178,84 @@ def test_few_unlabelled_images_are_repeated_too():
     assert len(pairs) == len(datamodule.train_dataloader()) == 3
     with pytest.raises(DataError, match="no unlabelled images"):
         module(shapes(3)).combined_dataloader()
+
+
+def _pairs(**options):
+    strong = Compose([RandomNoise(probability=1.0), RandomErasing(probability=1.0)])
+    datamodule = module(
+        shapes(9), num_labeled_images=3, num_unlabeled_images=-1, strong_transforms=strong, **options
+    )
+    datamodule.strong_views = 2
+    datamodule.set_epoch(1)
+    return datamodule, [pair["unlabelled"] for pair, _, _ in datamodule.train_dataloader()]
+
+
+def test_strong_views_are_of_the_same_pixels_and_differ():
+    datamodule, batches = _pairs()
+    assert len(batches) == 3
+    for batch in batches:
+        assert len(batch.views) == 2 and all(view.shape == batch.images.shape for view in batch.views)
+        assert not torch.equal(batch.views[0], batch.views[1])
+        for view in batch.views:  # noise everywhere and a box painted over; the rest is the weak view's
+            assert 0 < (view - batch.images).abs().flatten().median() < 40
+    assert all(
+        torch.equal(a.views[1], b.views[1]) for a, b in zip(batches, _pairs(num_workers=2)[1], strict=True)
+    )
+    assert next(iter(datamodule.labelled_dataloader())).views == []
+
+
+def test_the_weak_view_is_moved_and_not_recoloured():
+    datamodule, _ = _pairs()
+    (weak,) = [view.transform for view in datamodule._views if view.dataset is datamodule.unlabelled]
+    assert [type(step).__name__ for step in weak.steps] == ["RandomAffine", "RandomFlip"]
+    flips = module(shapes(9), image_size=None, num_labeled_images=3, num_unlabeled_images=-1)
+    flips.train_transforms = Compose([RandomFlip(), RandomNoise(probability=1.0)])
+    sources = [flips.unlabelled.source(i) for i in range(6)]
+    for batch in flips.unlabelled_dataloader():
+        for image, source in zip(batch.images, batch.sources, strict=True):
+            whole = flips.unlabelled[sources.index(source)].image
+            ways = [whole.flip(axes) for axes in ([], [1], [2], [1, 2])]
+            assert any(torch.equal(image[:, :40, :48], way) for way in ways)
+
+
+def test_hidden_truth_moves_with_the_image_and_chooses_no_patch():
+    class Bare(Shapes):
+        """The same images, nothing known of them."""
+
+        def __getitem__(self, index):
+            sample = super().__getitem__(index).unlabelled()
+            sample.hidden = None
+            return sample
+
+        def unlabelled_indices(self):
+            return list(range(len(self)))
+
+    augmentation = Compose([RandomAffine(30, size=32, foreground=1.0), RandomFlip()])
+    options = {"image_size": (40, 48), "radius": (5, 9), "count": (1, 3)}
+    found = []
+    for kind in (Shapes, Bare):
+        unlabelled = Subset(kind(4, 5, **options), range(4), unlabelled=True)
+        datamodule = DataModule(shapes(2), val=shapes(1, 1), unlabelled=unlabelled, train_transforms=augmentation,
+                                image_size=32, batch_size=4, num_unlabeled_images=-1)  # fmt: skip
+        found.append(next(iter(datamodule.unlabelled_dataloader())))
+    known, bare = found
+    assert torch.equal(known.images, bare.images) and known.targets is None
+    assert bare.hidden is None and len(known.hidden) == 4
+    for image, truth in zip(known.images, known.hidden, strict=True):
+        assert truth.size == (32, 32)
+        inside = truth.masks.dense().any(dim=0)
+        if inside.any() and not inside.all():  # shapes are painted in other colours than the ground
+            assert (image[:, inside].mean(dim=1) - image[:, ~inside].mean(dim=1)).abs().max() > 5
+    assert any(len(truth) for truth in known.hidden)
+
+
+def test_a_strong_view_that_moves_pixels_is_refused():
+    datamodule = module(
+        shapes(9), num_labeled_images=3, num_unlabeled_images=-1, strong_transforms=Resize(20)
+    )
+    datamodule.strong_views = 1
+    with pytest.raises(DataError, match="must leave every pixel in its place"):
+        next(iter(datamodule.unlabelled_dataloader()))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -9,6 +9,7 @@ import torch
 from pixvox.callbacks.checkpoints import LastCheckpoint, SaveError
 from pixvox.callbacks.pictures import Pictures
 from pixvox.files import check_sum
+from pixvox.methods.mean_teacher import MeanTeacher
 from pixvox.methods.supervised import Supervised
 from pixvox.training.out_of_memory import OutOfMemory
 from pixvox.training.run_folder import RunFolder
@@ -116,6 +117,17 @@ def test_killed_and_resumed_run_equals_an_unbroken_one_bit_by_bit(tmp_path, monk
     options = [*TINY, *options]
     train(options, run_dir=str(tmp_path / "whole"))
     kills = [MID_EPOCH, IN_VALIDATION, EPOCH_BORDER, IN_WRITING]
+    train_broken(monkeypatch, options, tmp_path / "broken", kills)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_teacher_and_its_student_go_on_from_where_they_were_killed(tmp_path, monkeypatch):
+    options = [
+        *TINY, "method=mean_teacher", "num_labeled_images=3", "warmup_steps=1", "unsup_rampup_steps=3",
+        "method.threshold_quantile=0.5", "accumulate_grad_batches=2", "checkpoint_every_n_steps=1",
+    ]  # fmt: skip
+    train(options, run_dir=str(tmp_path / "whole"))
+    kills = [(MeanTeacher, "training_step", 2), IN_VALIDATION, (MeanTeacher, "training_step", 3), IN_WRITING]
     train_broken(monkeypatch, options, tmp_path / "broken", kills)
     assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
 
