@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,7 @@ class Segmenter(nn.Module):
         targets: Targets | None = None,
         valid_sizes: Int[Tensor, "batch dims"] | None = None,
         seeds: Sequence[int] | None = None,
+        perturb: Callable[[Features], Features] | None = None,
     ) -> Outputs:
         """Return the head's raw outputs; with targets they hold ``"losses"`` too.
 
@@ -87,9 +88,12 @@ class Segmenter(nn.Module):
             targets: Truth in the frame of ``images``.
             valid_sizes: The part of each image that is not padding, in array order; by default all of it.
             seeds: Seed of what the head draws for each image; by default it draws from torch's generator.
+            perturb: Changes what the head is given, for methods that learn from disturbed features.
         """
         features = self.features(images, valid_sizes)
         features.seeds = seeds
+        if perturb is not None:
+            features = perturb(features)
         outputs: Outputs = self.head(features, targets)
         if targets is not None:
             outputs["losses"] = self.head.loss(outputs, targets)
@@ -137,6 +141,7 @@ class Segmenter(nn.Module):
         batch: Batch,
         with_targets: bool = False,
         memory_format: torch.memory_format = torch.contiguous_format,
+        perturb: Callable[[Features], Features] | None = None,
     ) -> Outputs:
         """Return the raw outputs of a collated batch of un-normalised images, on the model's device.
 
@@ -144,11 +149,13 @@ class Segmenter(nn.Module):
             batch: As ``Collate`` makes it.
             with_targets: Hand the batch's targets over too, so that the outputs hold ``"losses"``.
             memory_format: Layout of the images, such as ``torch.channels_last``.
+            perturb: See ``forward``.
         """
         valid_sizes = batch.valid_sizes
         images = self.normalize(batch.images, batch.intensity_ranges, valid_sizes)
         images = images.contiguous(memory_format=memory_format)
-        outputs: Outputs = self(images, batch.targets if with_targets else None, valid_sizes, batch.seeds)
+        targets = batch.targets if with_targets else None
+        outputs: Outputs = self(images, targets, valid_sizes, batch.seeds, perturb)
         return outputs
 
     def segment(self, batch: Batch) -> list[Segmentation]:

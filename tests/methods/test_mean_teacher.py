@@ -13,6 +13,7 @@ from pixvox.methods.mean_teacher import MeanTeacher
 from pixvox.structures import Batch, Geometry, Instances
 from pixvox.training.train import train
 from small_heads import small
+from small_runs import TINY, logged
 
 SIZES = {2: (48, 64), 3: (16, 32, 48)}
 HEADS = sorted({*list_heads(task="instance"), *list_heads(task="semantic")})
@@ -181,29 +182,13 @@ def test_mistakes_are_named(options, message):
         MeanTeacher(_model("fcn", 2), SGD, **options)
 
 
-TINY = [
-    "head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "data=shapes",
-    "data.train.task=semantic", "data.train.num_images=9", "data.val.num_images=2", "data.train.radius=[4,8]",
-    "data.train.image_size=[32,40]", "image_size=[24,32]", "batch_size=2", "num_workers=0", "logger=none",
-    "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "epochs=2", "method=mean_teacher",
-    "num_labeled_images=4", "warmup_steps=2", "unsup_rampup_steps=2", "method.threshold=0.1",
-]  # fmt: skip
-
-
-def _logged(run):
-    import csv
-
-    with (run.dir / "metrics.csv").open() as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return train(TINY, run_dir=str(tmp_path_factory.mktemp("runs") / "run"))
 
 
 def test_a_run_goes_over_pairs_and_tells_what_it_learned_from(run):
-    steps = [row for row in _logged(run) if "train/loss" in row]
+    steps = [row for row in logged(run) if "train/loss" in row]
     assert len(steps) == 2 * 2  # five unlabelled images in whole batches of two
     assert [row["train/unsupervised_weight"] for row in steps] == [0.0, 0.0, 0.0, 0.5]
     assert ["train/unsupervised_loss" in row for row in steps] == [False, False, True, True]
@@ -247,7 +232,7 @@ def test_instances_of_hidden_truth_are_scored(tmp_path):
         ],
         run_dir=str(tmp_path / "run"),
     )  # fmt: skip
-    steps = [row for row in _logged(run) if "train/pseudo_instances" in row]
+    steps = [row for row in logged(run) if "train/pseudo_instances" in row]
     assert steps and any("train/pseudo_precision" in row for row in steps)
     assert all("train/pseudo_recall" in row for row in steps if row["train/pseudo_instances"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,7 +23,7 @@ from pixvox.metrics.metric import gather
 from pixvox.optimizers.parameter_groups import parameter_groups
 from pixvox.optimizers.schedules import lr_scheduler
 from pixvox.segmenter import Segmenter
-from pixvox.structures import Batch, Segmentation, parts_of
+from pixvox.structures import Batch, Features, Segmentation, parts_of
 
 
 class Supervised(pl.LightningModule):
@@ -132,11 +132,13 @@ class Supervised(pl.LightningModule):
             self.metrics.update(predictions, batch.truths)
         return {"predictions": predictions}
 
-    def _losses(self, model: Segmenter, batch: Batch) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+    def _losses(
+        self, model: Segmenter, batch: Batch, perturb: Callable[[Features], Features] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         """Normalise and run a model; return its loss, the terms of it, and all outputs."""
         if batch.targets is None:
             raise ConfigError("supervised learning needs labels, but this batch has none; check the dataset")
-        outputs = model.run(batch, with_targets=True, memory_format=self.memory_format)
+        outputs = model.run(batch, with_targets=True, memory_format=self.memory_format, perturb=perturb)
         terms: dict[str, Tensor] = outputs["losses"]
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         return loss, terms, outputs
