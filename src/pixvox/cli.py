@@ -355,6 +355,13 @@ def predict(
     feather: Annotated[
         float, typer.Option("--feather", min=0.0, help="Soften the edge of cut-outs, in pixels.")
     ] = 0.0,
+    as_labels: Annotated[
+        bool,
+        typer.Option(
+            "--as-labels",
+            help="Write what the model is sure of as a dataset to train on: images beside labels.",
+        ),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -362,22 +369,29 @@ def predict(
 
     Images that cannot be read are left out and listed at the end, with exit code 2.
     """
-    from pixvox.prediction import predict_files
+    from pixvox.prediction import predict_files, predict_labels
 
     options = {
         "background": background, "invert": invert, "closing": closing, "max_hole": max_hole, "feather": feather,
     }  # fmt: skip
     if cut_out is None and any(options.values()):
         raise ConfigError("--background, --invert, --closing, --max-hole and --feather need --cut-out CLASS")
+    if as_labels and cut_out is not None:
+        raise ConfigError("--as-labels writes a dataset, --cut-out pictures; give one of them")
     least = 0.7 if threshold is None else threshold
     cut = None if cut_out is None else {"of": cut_out, "score_threshold": least, **options}
-    rows = predict_files(run, inputs, out, cut, score_threshold=threshold)
+    rows = (
+        predict_labels(run, inputs, out, threshold)
+        if as_labels
+        else predict_files(run, inputs, out, cut, score_threshold=threshold)
+    )
     if as_json:
         _print_json({"run": str(run), "out": str(out), "results": rows})
     else:
         for row in rows:
             if "error" not in row:
-                typer.echo(f"{row['source']}: {row['found']} -> {', '.join(row['files'])}")
+                files = ", ".join(row.get("files", ()))
+                typer.echo(f"{row['source']}: {row['found']}{f' -> {files}' if files else ''}")
     failed = [row for row in rows if "error" in row]
     if failed:
         listed = "".join(f"\n  - {row['error']}" for row in failed)

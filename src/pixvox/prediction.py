@@ -45,9 +45,7 @@ def predict_files(
     from pixvox.inference.results import result_name, save
     from pixvox.weights import load
 
-    for path in inputs:
-        if not Path(path).exists():
-            raise DataError(f"{path}: there is no such file or folder")
+    _check_inputs(inputs)
     if Path(out).exists() and not Path(out).is_dir():
         raise DataError(f"{out} is a file; --out takes a folder for the results")
     model = load(run).to(default_device())
@@ -71,6 +69,60 @@ def predict_files(
             log.warning("%s", error)
             rows.append({"source": str(path), "error": str(error)})
     return rows
+
+
+def predict_labels(
+    run: str | Path,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    threshold: float | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Segment images, volumes and folders, and write what the model is sure of as a dataset to train on.
+
+    Args:
+        run: A run folder or checkpoint.
+        inputs: Files and folders.
+        out: Folder to make; see ``pixvox.inference.label_dataset``.
+        threshold: Least score of an object, or probability of a pixel; the head's ``pseudo_label_threshold`` when None.
+        **options: Those of ``pixvox.inference.predictor.Predictor``.
+
+    Returns:
+        For each image its source and what was found; for one that cannot be read its source and the ``error``.
+
+    Raises:
+        DataError: If an input does not exist, ``out`` holds something, or no image can be read.
+        ConfigError: If such predictions have no form as a dataset.
+    """
+    from pixvox.inference.label_dataset import LabelDataset, confident
+    from pixvox.inference.predictor import Predictor
+    from pixvox.weights import load
+
+    _check_inputs(inputs)
+    model = load(run).to(default_device())
+    model.head.gives_probabilities = model.task == "semantic"
+    threshold = model.head.pseudo_label_threshold if threshold is None else threshold
+    predictor = Predictor(model, keep_image=False, **options)
+    rows: list[dict[str, Any]] = []
+    with LabelDataset(out, model.task, model.spatial_dims, model.class_names) as dataset:
+        for path in (file for given in inputs for file in _files(Path(given))):
+            try:
+                for result in predictor.stream(str(path)):
+                    result = confident(result, threshold)
+                    added = dataset.add(result, path)
+                    rows.append({"source": str(path), "found": describe(result) if added else "nothing sure"})
+            except DataError as error:
+                log.warning("%s", error)
+                rows.append({"source": str(path), "error": str(error)})
+        if all("error" in row for row in rows):
+            raise DataError(f"no image could be read: {rows[0]['error']}")
+    return rows
+
+
+def _check_inputs(inputs: Sequence[str | Path]) -> None:
+    for path in inputs:
+        if not Path(path).exists():
+            raise DataError(f"{path}: there is no such file or folder")
 
 
 def _files(path: Path) -> list[Path]:

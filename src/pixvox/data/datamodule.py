@@ -185,12 +185,20 @@ class DataModule(LightningDataModule):
         Raises:
             DataError: If there are no unlabelled images.
         """
+        return self._training_loader(self.check_unlabelled(), self.seed + 1)
+
+    def check_unlabelled(self) -> Dataset:
+        """Return the unlabelled images.
+
+        Raises:
+            DataError: If there are none.
+        """
         if self.unlabelled is None:
             raise DataError(
                 "there are no unlabelled images: set num_labeled_images to use the annotations of some images alone, "
                 "add images without annotations to the dataset, or raise num_unlabeled_images"
             )
-        return self._training_loader(self.unlabelled, self.seed + 1)
+        return self.unlabelled
 
     def combined_dataloader(self) -> CombinedLoader:
         """Return pairs of batches, ``{"labelled": ..., "unlabelled": ...}``, for semi-supervised methods.
@@ -208,8 +216,7 @@ class DataModule(LightningDataModule):
         batches = max(map(len, loaders.values()))
         for name, loader in loaders.items():
             if len(loader) < batches:
-                dataset = self.train if name == "labelled" else self.unlabelled
-                assert dataset is not None
+                dataset = self.train if name == "labelled" else self.check_unlabelled()
                 loaders[name] = self._training_loader(dataset, seeds[name], batches)
         return CombinedLoader(loaders, mode="max_size_cycle")
 

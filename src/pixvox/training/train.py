@@ -218,12 +218,6 @@ def _train_here(
     metrics = build_metrics(config, datamodule.metadata, segmenter.head)
     monitor, mode = monitored(metrics)
     check_early_stopping(config, metrics)
-    # The first process looks into folders, and all go by what it found.
-    checkpoint = from_first(partial(readable_checkpoint, run)) if run is not None else None
-    run = run or from_first(lambda: RunFolder.reserve(config.runs_dir, run_name(config), config.run_dir))
-    with open_dict(config):
-        config.run_dir = str(run.path)
-    trainer = build_trainer(config, run, monitor, mode, [interruption])
     method = instantiate(config.method, "method")(
         segmenter=segmenter,
         optimizer=instantiate(config.optimizer, "optimizer"),
@@ -231,6 +225,14 @@ def _train_here(
         metrics=metrics,
     )
     datamodule.strong_views = method.strong_views
+    if method.strong_views:
+        datamodule.check_unlabelled()
+    # The first process looks into folders, and all go by what it found.
+    checkpoint = from_first(partial(readable_checkpoint, run)) if run is not None else None
+    run = run or from_first(lambda: RunFolder.reserve(config.runs_dir, run_name(config), config.run_dir))
+    with open_dict(config):
+        config.run_dir = str(run.path)
+    trainer = build_trainer(config, run, monitor, mode, [interruption])
     first = process_rank() == 0
     if first:
         run.make()
