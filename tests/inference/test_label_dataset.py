@@ -11,6 +11,8 @@ import pixvox
 from parity import randomise
 from pixvox import create_model
 from pixvox.data.datamodule import DataModule
+from pixvox.data.datasets.coco import CocoDataset
+from pixvox.data.datasets.label_folder import LabelFolder
 from pixvox.data.datasets.open import open_dataset
 from pixvox.errors import ConfigError, DataError
 from pixvox.inference.label_dataset import LabelDataset, confident
@@ -45,11 +47,15 @@ def _pictures(folder, count=3):
     return folder
 
 
+def _coco(folder):
+    return CocoDataset(folder / "images" / "train", folder / "annotations" / "instances_train.json")
+
+
 def _found(scores, labels=None, size=(6, 8)):
     masks = torch.zeros(len(scores), *size, dtype=torch.bool)
     for i, mask in enumerate(masks):
         mask[..., 0:2, 2 * i : 2 * i + 2] = True
-    labels = torch.zeros(len(scores)).long() if labels is None else torch.tensor(labels)
+    labels = torch.tensor(labels or [0] * len(scores), dtype=torch.int64)
     return Segmentation(
         instances=Instances(masks=masks, labels=labels, scores=torch.tensor(scores), size=size)
     )
@@ -71,7 +77,7 @@ def test_objects_of_images_become_a_coco_dataset(tmp_path):
         for i, (scores, labels) in enumerate([([0.9, 0.8], [1, 0]), ([], []), ([0.7], [1])]):
             assert dataset.add(_found(scores, labels, (24, 32)), pictures / f"{i}.png") == bool(scores)
         assert not (tmp_path / "out").exists()
-    train = open_dataset(tmp_path / "out", "train")
+    train = _coco(tmp_path / "out")
     assert len(train) == 2 and train.metadata.class_names == ("a", "b")
     assert train[0].labels.tolist() == [1, 0] and train[0].layers.shape == (1, 24, 32)
     assert torch.equal(
@@ -90,11 +96,11 @@ def test_objects_of_volumes_become_label_maps(tmp_path):
     import tifffile
 
     volume = np.random.default_rng(0).integers(0, 9000, (4, 24, 32), dtype=np.uint16)
-    tifffile.imwrite(tmp_path / "v.tif", volume)
+    tifffile.imwrite(tmp_path / "v.tif", volume, metadata={"axes": "ZYX"})
     with LabelDataset(tmp_path / "out", "instance", 3, ("nucleus",)) as dataset:
         assert dataset.add(_found([0.9, 0.8], size=(4, 24, 32)), tmp_path / "v.tif")
-    train = open_dataset(tmp_path / "out", "train")
-    assert train.metadata.spatial_dims == 3 and len(train[0].labels) == 2
+    train = LabelFolder(*(tmp_path / "out" / kind / "train" for kind in ("images", "labels")), spatial_dims=3)
+    assert len(train[0].labels) == 2
     assert torch.equal(train[0].image[0], torch.from_numpy(volume.astype(np.float32)))
 
 
@@ -107,7 +113,7 @@ def test_images_of_two_folders_with_one_name_both_stay(tmp_path):
         "0.png",
         "0_2.png",
     ]
-    assert len(open_dataset(tmp_path / "out", "train")) == 2
+    assert len(_coco(tmp_path / "out")) == 2
 
 
 def _fail(dataset, picture):
