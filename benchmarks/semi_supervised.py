@@ -1,7 +1,7 @@
 """What unlabelled images add: supervised training on few labels against the same with a mean teacher.
 
     python benchmarks/semi_supervised.py --experiment shapes_solov2 --labels 0.02 0.1 --out runs/semi [KEY=VALUE ...]
-    python benchmarks/semi_supervised.py --experiment nuclei --data nuclei_dsb2018/ --labels 0.1 --seeds 0 --out runs/semi
+    python benchmarks/semi_supervised.py --experiment nuclei --data nuclei_dsb2018/ --labels 0.1 --seeds 0
 
 Both arms of a seed take the same labelled images, first weights and number of steps; the scores are
 those of the last weights (of the teacher, where there is one) on the held-out split. Arms and seeds take turns. Runs

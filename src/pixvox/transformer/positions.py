@@ -80,6 +80,47 @@ class SinePositionalEncoding(nn.Module):
         return waves.reshape(*waves.shape[:2], *shape)
 
 
+def grid_sines(
+    size: Sequence[int],
+    channels: int,
+    device: torch.device | str | None = None,
+    temperature: float = 10000.0,
+) -> Float[Tensor, "1 positions channels"]:
+    """Return sine and cosine of the indices of a grid's positions, as RT-DETR adds them to its tokens.
+
+    The plane has a quarter of the channels each for sine and cosine of y, then of x. Depth has all channels and is
+    added, less its first slice, so that a volume of one slice has the encoding of that slice.
+
+    Args:
+        size: Lengths of the grid in array order.
+        channels: A multiple of 4.
+        device: Where the encoding is needed.
+        temperature: Base of the wavelengths.
+
+    Raises:
+        ValueError: If ``channels`` is not a multiple of 4.
+
+    Example:
+        >>> grid_sines((1, 2), 4).round(decimals=2).tolist()
+        [[[0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.8399999737739563, 0.5400000214576721]]]
+    """
+    if channels % 4 != 0:
+        raise ValueError(f"channels must be a multiple of 4 (sine and cosine of two axes), got {channels}")
+
+    def waves(length: int, count: int) -> Tensor:
+        steps = torch.arange(count, dtype=torch.float64, device=device) / count
+        angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] / temperature**steps
+        return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+    rows, columns = (waves(length, channels // 4) for length in size[-2:])
+    shape = (len(rows), len(columns), -1)
+    plane = torch.cat([rows[:, None].expand(shape), columns[None].expand(shape)], dim=-1)
+    for length in size[:-2]:
+        depth = waves(length, channels // 2)
+        plane = plane + (depth - depth[:1])[:, None, None]
+    return plane.reshape(1, -1, channels)
+
+
 def sine_of_boxes(
     boxes: Float[Tensor, "*boxes coordinates"], channels: int, temperature: float = 10000.0
 ) -> Float[Tensor, "*boxes encoding"]:
