@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pixvox.transformer.deformable import DeformableAttention, head_directions
 from pixvox.transformer.encoder import DeformableEncoder
@@ -34,6 +35,28 @@ def test_references_are_centres_relative_to_the_valid_part():
     padding = tokens.padding[1, :60].view(6, 10)
     assert not padding[:3, :5].any() and padding[3:].all() and padding[:, 5:].all()
     assert not tokens.padding[0].any()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_gradients_of_norms_before_the_tokens_are_right_for_a_batch_of_one(batch, norm, levels):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(batch, 6, 4, 5, generator=generator, dtype=torch.float64)
+    weights = torch.randn(batch, levels * 20, 6, generator=generator, dtype=torch.float64)
+    layer = norm(6, affine=True).double()
+
+    def loss(x):
+        normal = layer(x)
+        return (Tokens.of([normal] * levels, [(8, 8)] * levels).values * weights).sum()
+
+    maps.requires_grad_()
+    loss(maps).backward()
+    step = torch.zeros_like(maps)
+    step[0, 3, 2, 1] = 1e-5
+    with torch.no_grad():
+        slope = (loss(maps + step) - loss(maps - step)) / 2e-5
+    torch.testing.assert_close(maps.grad[0, 3, 2, 1], slope, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

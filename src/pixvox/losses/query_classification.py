@@ -234,6 +234,55 @@ class IoUAware(SigmoidFocal):
         return _sum(each, learns) / count
 
 
+class Varifocal(SigmoidFocal):
+    """An independent sigmoid per class that learns how well the box fits; other entries weigh what they are sure of.
+
+    "VarifocalNet: An IoU-aware Dense Object Detector" (Zhang et al., 2021, https://arxiv.org/abs/2008.13367), as
+    RT-DETR, D-FINE and ContourFormer use it: a matched entry learns the IoU ``u`` with the weight ``u``, every other
+    entry 0 with the weight ``alpha * s^gamma``. Matching is by the focal cost.
+
+    Args:
+        alpha: Weight of entries without an object.
+        gamma: Exponent that makes easy ones light.
+        cost_alpha: ``alpha`` of the focal matching cost.
+        cost_gamma: ``gamma`` of the focal matching cost.
+        prior: Confidence to begin with.
+    """
+
+    needs_iou = True
+
+    def __init__(
+        self,
+        alpha: float = 0.75,
+        gamma: float = 2.0,
+        cost_alpha: float = 0.25,
+        cost_gamma: float = 2.0,
+        prior: float = 0.01,
+    ) -> None:
+        super().__init__(cost_alpha, cost_gamma, prior)
+        check_at_least(0, alpha=alpha, gamma=gamma)
+        self.negative_alpha, self.negative_gamma = alpha, gamma
+
+    def loss(
+        self,
+        logits: Float[Tensor, "batch queries logits"],
+        labels: Int[Tensor, "batch queries"],
+        count: Float[Tensor, ""],
+        learns: Bool[Tensor, "batch queries"] | None = None,
+        ious: Float[Tensor, "batch queries"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the varifocal loss."""
+        if ious is None:
+            raise ValueError("varifocal classification needs the IoU of boxes, but this head predicts none")
+        logits = logits.float()
+        matched = _entries(labels, logits.shape[-1])
+        wanted = torch.where(matched, ious[..., None].float(), 0.0).detach()
+        light = self.negative_alpha * logits.sigmoid().detach() ** self.negative_gamma
+        weight = torch.where(matched, wanted, light)
+        each = F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="none")
+        return _sum(each, learns) / count
+
+
 def focal_terms(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
     """Return the focal loss of each logit if it were positive, and if it were negative.
 

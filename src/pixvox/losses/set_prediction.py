@@ -198,7 +198,7 @@ class SetCriterion:
             objects = Candidates(truth.labels, truth.boxes, None if points is None else points.matching_truth)
             weight = None if points is None else points.matching_weight
             found.append(matcher(queries, objects, weight, groups, f"image {i} of the batch"))
-            covered = _on_ignored(queries, truth)
+            covered = on_ignored(queries, truth)
             if covered is not None:
                 covered[found[-1][0]] = False
                 learns[i] = ~covered
@@ -225,7 +225,7 @@ class SetCriterion:
         for i, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
             labels[i, queries] = truth.labels[objects]
             if prediction.boxes is not None:
-                distance, overlap, iou = _box_terms(prediction.boxes[i, queries], truth.boxes[objects])
+                distance, overlap, iou = box_terms(prediction.boxes[i, queries], truth.boxes[objects])
                 ious[i, queries] = iou  # type: ignore[index]
                 for name, value in (("box", distance), ("giou", overlap)):
                     if name in terms:
@@ -262,7 +262,7 @@ def _add(terms: dict[str, Tensor], prefix: str, more: Mapping[str, Tensor]) -> N
         terms[prefix + name] = terms[prefix + name] + value if prefix + name in terms else value
 
 
-def _box_terms(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def box_terms(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return L1 distance and generalised IoU loss, summed, and the IoU of each pair, which has no gradient."""
     predicted = predicted.float()
     corners, true_corners = box_convert(predicted, "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")
@@ -271,7 +271,7 @@ def _box_terms(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return distance, overlap, box_iou(corners.detach(), true_corners, paired=True)
 
 
-def _on_ignored(queries: Candidates, truth: SetTargets) -> Tensor | None:
+def on_ignored(queries: Candidates, truth: SetTargets) -> Tensor | None:
     """Return which queries lie with more than half of their box, or else of their mask, on an ignored region."""
     if len(truth.ignored_boxes) == 0:
         return None

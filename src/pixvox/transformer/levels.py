@@ -53,6 +53,8 @@ class Tokens:
             valid_sizes: The part of each image that is not padding, in input pixels and array order.
         """
         shapes = tuple(tuple(level.shape[2:]) for level in levels)
+        for level in levels:
+            _keep_layout(level)
         values = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
         batch, dims = levels[0].shape[0], len(shapes[0])
         if valid_sizes is None:
@@ -103,6 +105,16 @@ class Tokens:
         """Return points ``(x, y[, z])`` or boxes ``(centre, sides)`` relative to each padded level."""
         repeats = references.shape[-1] // self.valid_ratios.shape[-1]
         return references[:, :, None] * self.valid_ratios.repeat(1, 1, repeats)[:, None]
+
+
+def _keep_layout(level: Tensor) -> None:
+    """Let the gradient of a map have the layout of the map.
+
+    Tokens hand it back with the channels last. On a CPU torch's batch and instance norms then give wrong gradients for
+    a batch of one (seen in torch 2.15).
+    """
+    if level.requires_grad and len(level) == 1 and not torch.compiler.is_compiling():
+        level.register_hook(lambda gradient: gradient.contiguous())  # type: ignore[no-untyped-call]
 
 
 def _padding(shape: Size, cells: Int[Tensor, "batch dims"]) -> Bool[Tensor, "batch positions"]:
