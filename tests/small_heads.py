@@ -18,6 +18,11 @@ SMALL = {
     "mask2former": {**_PIXEL_DECODER, **_DECODER, "channels": 64},
     "maskdino": {**_PIXEL_DECODER, **_DECODER},
     "hybrid": {**_DECODER, "neck__out_channels": 16, "neck__coarsest_channels": 16, "channels": 64, "dropout": 0.0},
+    "contourformer": {
+        "neck__channels": 16, "neck__num_heads": 2, "neck__feedforward": 16, "neck__num_blocks": 1,
+        "neck__norm": "group", "num_queries": 9, "num_points": 16, "points_per_part": 4, "num_layers": 2,
+        "num_heads": 2, "points_per_head": 2, "feedforward": 16, "num_bins": 8, "denoising_queries": 6,
+    },
     "solo": _LOCATIONS,
     "decoupled_solo": _LOCATIONS,
     "solov2": {**_LOCATIONS, "mask_channels": 16, "kernel_channels": 16},

@@ -102,7 +102,8 @@ def predict_labels(
     model = load(run).to(default_device())
     model.head.gives_probabilities = model.task == "semantic"
     threshold = model.head.pseudo_label_threshold if threshold is None else threshold
-    predictor = Predictor(model, keep_image=False, **options)
+    lowest = min(threshold, model.head.score_threshold)
+    predictor = Predictor(model, keep_image=False, score_threshold=lowest, **options)
     rows: list[dict[str, Any]] = []
     with LabelDataset(out, model.task, model.spatial_dims, model.class_names) as dataset:
         for path in (file for given in inputs for file in _files(Path(given))):
@@ -114,8 +115,13 @@ def predict_labels(
             except DataError as error:
                 log.warning("%s", error)
                 rows.append({"source": str(path), "error": str(error)})
-        if all("error" in row for row in rows):
-            raise DataError(f"no image could be read: {rows[0]['error']}")
+        if not any("error" not in row for row in rows):
+            raise DataError(f"no image could be read: {rows[0]['error'] if rows else 'none was given'}")
+        if dataset.empty:
+            raise DataError(
+                f"nothing was found with a score of {threshold:g} or more, so there is nothing to train on; lower "
+                "--threshold"
+            )
     return rows
 
 

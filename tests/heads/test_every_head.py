@@ -15,6 +15,7 @@ from small_heads import small
 
 SIZES = {2: (64, 96), 3: (16, 32, 48)}
 HEADS = list_heads(task="instance")
+CASES = [(head, dims) for dims in (2, 3) for head in list_heads(task="instance", spatial_dims=dims)]
 
 
 def _case(head, dims):
@@ -37,8 +38,7 @@ def _case(head, dims):
     return model, torch.randn(2, 1, *size), [objects, Instances.empty(size)]
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("head", "dims"), CASES)
 def test_learns_and_answers_in_bfloat16(head, dims):
     model, images, targets = _case(head, dims)
     with torch.autocast("cpu", torch.bfloat16):

@@ -232,9 +232,7 @@ def test_what_is_ignored_teaches_neither_class_nor_mask(kind):
 
 def test_maps_that_would_take_too_much_memory_are_refused_with_the_arithmetic():
     head = _head("solo", 3, [16, 8, 4], memory_limit=0.01)
-    message = (
-        r"16 x 16 x 16 cells has 4,096 maps; .* 2 x 4,096 x 1,536 x 4 bytes = 0.05 GiB, .*solo \(48 maps"
-    )
+    message = r"16 x 16 x 16 cells has 4,096 maps; .* 2 x 4,096 x 1,536 x 4 bytes, and .* 0.0\d GiB, .*solo \(48 maps"
     with pytest.raises(ValueError, match=message):
         head(_features((32, 48, 64)))
 
@@ -279,3 +277,12 @@ def test_doubles_go_where_hard_suppression_is_asked_for():
     few = _results(soft, outputs, size)[0]
     assert 0 < len(few) < len(many)
     assert few.scores[0] == many.scores[0]
+
+
+def test_a_cap_counts_what_suppression_leaves():
+    size = (32, 48)
+    head = _head("solov2", 2, [5, 4, 3], matrix_kernel=None, score_threshold=0.0, mask_nms_threshold=0.3)
+    outputs = head(_features(size))
+    everything = _results(head, outputs, size)[0]
+    head.detections_per_image = len(everything) - 1
+    assert torch.equal(_results(head, outputs, size)[0].scores, everything.scores[:-1])

@@ -17,6 +17,7 @@ from small_runs import TINY, logged
 
 SIZES = {2: (48, 64), 3: (16, 32, 48)}
 HEADS = sorted({*list_heads(task="instance"), *list_heads(task="semantic")})
+CASES = [(head, dims) for dims in (2, 3) for head in list_heads(spatial_dims=dims)]
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
@@ -44,15 +45,17 @@ def _batch(dims, valid=None):
 def _case(head, dims):
     """A teacher that is not at its beginning, where some heads are sure that nothing is there."""
     model = _model(head, dims)
-    randomise(model.head)
+    if head != "maskrcnn":  # whose masks are half full at the beginning, and empty at random weights
+        randomise(model.head)
     return _method(model, threshold=0.0), _batch(dims)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "dims"), CASES)
 def test_a_teacher_of_any_head_gives_labels_and_its_student_learns_from_them(head, dims):
     method, batch = _case(head, dims)
     loss, facts = method.learn_from_teacher(batch)
+    if head != "fcn":
+        assert all((each.masks.areas() > 0).all() for each in method.pseudo_labels(batch).targets)
     kept = facts.get("pseudo_instances", facts.get("pseudo_share"))
     assert kept > 0, "a teacher without a single label would teach nothing"
     before = {name: value.clone() for name, value in method.segmenter.named_parameters()}
@@ -84,6 +87,38 @@ def test_images_without_labels_may_teach_background(head):
     loss, _ = method.learn_from_teacher(_batch(2))
     loss.backward()
     assert max(p.grad.abs().max() for p in method.segmenter.parameters() if p.grad is not None) > 1e-4
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_mask2former_teaches_classes_and_segments(task):
+    options = {"is_thing": [True, False]} if task == "panoptic" else {}
+    model = _model("mask2former", 2, task=task, **options)
+    randomise(model.head)
+    method = _method(model, threshold=0.0)
+    loss, facts = method.learn_from_teacher(_batch(2))
+    loss.backward()
+    assert facts.get("pseudo_share", facts.get("pseudo_instances")) > 0 and loss > 0
+
+
+@pytest.mark.parametrize("head", ["fcn", "mask2former"])
+def test_asking_for_probabilities_changes_no_class(head):
+    model = _model(head, 2, **({"task": "semantic"} if head == "mask2former" else {})).eval()
+    randomise(model.head)
+    batch = _batch(2)
+    with torch.no_grad():
+        plain = model.segment(batch)
+        model.head.gives_probabilities = True
+        told = model.segment(batch)
+    for one, other in zip(plain, told, strict=True):
+        assert torch.equal(one.class_map, other.class_map)
+        assert other.probabilities.min() >= 0 and other.probabilities.sum(dim=0).max() <= 1 + 1e-5
+
+
+def test_boxes_alone_teach_boxes():
+    method = _method(_model("deformable_detr", 2, masks=False, neck__mask_channels=None), threshold=0.0)
+    loss, facts = method.learn_from_teacher(_batch(2))
+    loss.backward()
+    assert facts["pseudo_instances"] > 0 and loss > 0
 
 
 def test_the_teacher_sees_the_weak_view_and_the_student_the_strong_one(monkeypatch):

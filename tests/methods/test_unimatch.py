@@ -82,10 +82,24 @@ def test_boxes_of_other_images_come_with_their_labels():
     method = _method(cut_mix=1.0)
     images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 16, 24)
     labels = torch.arange(3).view(3, 1, 1).expand(3, 16, 24)
-    mixed, maps = method._mixed(images, labels, torch.Generator().manual_seed(1))
+    geometries = [Geometry.identity((16, 24))] * 2 + [Geometry((16, 24), (10, 12), (10, 12))]
+    batch = Batch(images, None, geometries)
+    mixed, maps = method._mixed(images, labels, batch, torch.Generator().manual_seed(1))
     assert torch.equal(mixed[:, 0].long(), maps)
     assert (maps[0] == 2).any() and (maps[2] == 0).any() and (maps[1] == 1).all()
     assert torch.equal(labels[0], torch.zeros(16, 24).long()), "what was given stays"
+    assert (maps[2, 10:] == 2).all() and (maps[2, :, 12:] == 2).all(), "nothing is pasted into padding"
+
+
+def test_boxes_come_at_the_range_of_intensities_of_their_new_image():
+    method = _method(cut_mix=1.0)
+    ranges = torch.tensor([[[0.0, 10.0]], [[100.0, 2100.0]]])
+    images = torch.stack([torch.full((1, 16, 24), 5.0), torch.full((1, 16, 24), 600.0)])
+    batch = Batch(images, None, [Geometry.identity((16, 24))] * 2, intensity_ranges=ranges)
+    labels = torch.tensor([0, 1]).view(2, 1, 1).expand(2, 16, 24)
+    mixed, maps = method._mixed(images, labels, batch, torch.Generator().manual_seed(1))
+    assert mixed[0, 0][maps[0] == 1].unique().tolist() == [2.5]
+    assert mixed[1, 0][maps[1] == 0].unique().tolist() == [1100.0]
 
 
 @pytest.mark.parametrize("size", [(40, 60), (20, 30, 40)])

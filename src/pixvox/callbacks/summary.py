@@ -75,7 +75,8 @@ class Summary(pl.Callback):
         return self._earlier + time.perf_counter() - self._started
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, status: str) -> None:
-        parameters = list(module.parameters())
+        # Of a teacher and its student, one model counts.
+        parameters = list(getattr(module, "segmenter", module).parameters())
         self.content = {
             "status": status,
             "monitor": self.best.monitor,

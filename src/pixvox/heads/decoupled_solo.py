@@ -25,16 +25,18 @@ class AxisMasks(LocationMasks):
     def __init__(self, maps: Sequence[Sequence[Tensor]]) -> None:
         super().__init__([tuple(level[0].shape[2:]) for level in maps])
         self.maps = [list(level) for level in maps]
+        # One view per image: an index into the whole would fill a gradient of all images for each of them.
+        self._images = [[along.unbind() for along in level] for level in maps]
 
     def probabilities(
         self, image: int, level: int, cells: Int[Tensor, " chosen"], size: Sequence[int] | None = None
     ) -> Float[Tensor, "chosen *size"]:
         """Return the products of the sigmoids of each cell's maps."""
-        maps = self.maps[level]
+        maps = [along[image] for along in self._images[level]]
         found = torch.ones((), device=cells.device)
         for along in reversed(maps):
-            found = found * resized(along[image, cells % along.shape[1]].float().sigmoid(), size)
-            cells = cells // along.shape[1]
+            found = found * resized(along[cells % len(along)].float().sigmoid(), size)
+            cells = cells // len(along)
         return found
 
     def tensors(self) -> list[Tensor]:

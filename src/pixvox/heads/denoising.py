@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pixvox.distributed.world import world_max
 from pixvox.losses.set_prediction import SetTargets
+from pixvox.ops.boxes import box_convert
 from pixvox.transformer.box_refinement import inverse_sigmoid
 
 NOTHING = -1
@@ -68,6 +69,8 @@ class Denoising(nn.Module):
         noise_scale: Largest shift of a centre in half sides, and of a side in sides; half of it is the probability of
             a random label.
         contrastive: Add a query per object whose box is moved by one to two times as much.
+        label_noise: Twice the probability of a random label; ``noise_scale`` when None.
+        corners: Move the corners of boxes, each by up to ``noise_scale`` half sides, instead of centres and sides.
 
     Example:
         >>> truth = SetTargets(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.4]]), torch.zeros(0, 4))
@@ -83,6 +86,8 @@ class Denoising(nn.Module):
         number: int = 100,
         noise_scale: float = 0.4,
         contrastive: bool = False,
+        label_noise: float | None = None,
+        corners: bool = False,
     ) -> None:
         super().__init__()
         if not (number >= 0 and 0 <= noise_scale < math.inf):
@@ -94,6 +99,8 @@ class Denoising(nn.Module):
         self.number = number
         self.noise_scale = noise_scale
         self.contrastive = contrastive
+        self.label_noise = noise_scale if label_noise is None else label_noise
+        self.move = shift_corners if corners else shift_boxes
 
     def forward(
         self,
@@ -144,9 +151,9 @@ class Denoising(nn.Module):
             objects[:, :count] = torch.arange(count, device=device)
             for start, far in [(0, False), (width // 2, True)][: 2 if self.contrastive else 1]:
                 place = slice(start, start + count)
-                flipped = noise.flips[:groups] < 0.5 * self.noise_scale
+                flipped = noise.flips[:groups] < 0.5 * self.label_noise
                 labels[:, place] = torch.where(flipped, noise.labels[:groups], truth.labels)
-                boxes[:, place] = shift_boxes(truth.boxes, noise.shifts[:groups], self.noise_scale, far)
+                boxes[:, place] = self.move(truth.boxes, noise.shifts[:groups], self.noise_scale, far)
         return labels.flatten(), boxes.flatten(0, 1), objects.flatten()
 
 
@@ -165,10 +172,28 @@ def shift_boxes(
         far: Move by one to two times the scale instead of up to once.
     """
     extent = boxes[:, boxes.shape[1] // 2 :]
+    return (boxes + _direction(shifts, far) * torch.cat([extent / 2, extent], dim=1) * scale).clamp(0, 1)
+
+
+def shift_corners(
+    boxes: Float[Tensor, "objects sides"],
+    shifts: Float[Tensor, "groups objects sides"],
+    scale: float,
+    far: bool = False,
+) -> Float[Tensor, "groups objects sides"]:
+    """Move both corners by up to ``scale`` half sides, as RT-DETR; corners that change places make a box all the same.
+
+    Arguments are those of ``shift_boxes``.
+    """
+    extent = boxes[:, boxes.shape[1] // 2 :]
+    corners = box_convert(boxes, "cxcywh", "xyxy") + _direction(shifts, far) * extent.repeat(1, 2) / 2 * scale
+    return box_convert(corners.clamp(0, 1).flatten(0, 1), "xyxy", "cxcywh").abs().reshape(shifts.shape)
+
+
+def _direction(shifts: Tensor, far: bool) -> Tensor:
+    """Return how far each side moves, from -1 to 1, or from 1 to 2 both ways."""
     direction = 2 * shifts - 1
-    if far:
-        direction = direction + torch.where(direction < 0, -1.0, 1.0)
-    return (boxes + direction * torch.cat([extent / 2, extent], dim=1) * scale).clamp(0, 1)
+    return direction + torch.where(direction < 0, -1.0, 1.0) if far else direction
 
 
 def separate(

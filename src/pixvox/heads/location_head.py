@@ -66,7 +66,7 @@ def resized(maps: Float[Tensor, "chosen *grid"], size: Sequence[int] | None) -> 
 class LocationHead(Head):
     """A head whose cells answer for the objects around them: classes and suppression are here, masks in its own file.
 
-    There is no cap on the number of objects but the number of cells.
+    There is no cap on the number of objects but ``num_candidates``.
 
     Args:
         in_channels: Channels of each level, finest first; all the same.
@@ -228,7 +228,8 @@ class LocationHead(Head):
         ]
         labels = torch.stack([lesson.labels for lesson in lessons])
         count = (labels != NO_OBJECT).sum()
-        dice = sum((tensor.flatten()[:1].sum() * 0.0 for tensor in masks.tensors()), logits.sum() * 0.0)
+        # Parameters get zeros, not None, where no mask is taught.
+        dice = sum((tensor[:0].sum() for tensor in masks.tensors()), logits[:0].sum())
         for image, lesson in enumerate(lessons):
             for level, taught in enumerate(lesson.taught):
                 if len(taught.cells):
@@ -301,7 +302,7 @@ class LocationHead(Head):
             )
             scores = matrix_nms(inside, scores, labels, self.matrix_kernel, self.matrix_sigma)
         best = scores.argsort(descending=True, stable=True)
-        best = best[scores[best] > self.score_threshold][: self.detections_per_image]
+        best = best[scores[best] > self.score_threshold]
         frame = MapFrame(masks.grids[0], outputs["padded_size"], geometry)
         found = [
             (values > 0, origin)
@@ -318,7 +319,9 @@ class LocationHead(Head):
             scores=scores[best],
             size=geometry.original_size,
         )
-        return Segmentation(instances=self._separate(instances), geometry=geometry)
+        return Segmentation(
+            instances=self._separate(instances)[: self.detections_per_image], geometry=geometry
+        )
 
     def _certainty(self, masks: LocationMasks, image: int, cells: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the mean probability inside each mask, 0 for one of no more cells than the stride of its level."""

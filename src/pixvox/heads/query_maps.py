@@ -70,8 +70,12 @@ def class_map_of(
 def class_probabilities_of(
     masks: QueryMasks, image: int, scores: Float[Tensor, "queries classes"], frame: MapFrame
 ) -> Float[Tensor, "classes *spatial"]:
-    """Return those sums, at most 1, for each class and original pixel; arguments as for ``class_map_of``."""
-    return torch.cat(list(_class_slabs(masks, image, scores, frame)), dim=1).clamp(max=1)
+    """Return those sums as shares of their total where that is above 1; arguments as for ``class_map_of``.
+
+    Where no query is, they stay below 1: the rest is what nothing was said of.
+    """
+    sums = torch.cat(list(_class_slabs(masks, image, scores, frame)), dim=1)
+    return sums / sums.sum(dim=0).clamp(min=1)
 
 
 def _class_slabs(

@@ -27,12 +27,14 @@ class ChannelMasks(LocationMasks):
     def __init__(self, maps: Sequence[Tensor]) -> None:
         super().__init__([tuple(level.shape[2:]) for level in maps])
         self.maps = list(maps)
+        # One view per image: an index into the whole would fill a gradient of all images for each of them.
+        self._images = [level.unbind() for level in maps]
 
     def probabilities(
         self, image: int, level: int, cells: Int[Tensor, " chosen"], size: Sequence[int] | None = None
     ) -> Float[Tensor, "chosen *size"]:
         """Return the sigmoids of some channels."""
-        return resized(self.maps[level][image, cells].float().sigmoid(), size)
+        return resized(self._images[level][image][cells].float().sigmoid(), size)
 
     def tensors(self) -> list[Tensor]:
         """Return the maps."""
@@ -100,17 +102,21 @@ class SOLO(LocationHead):
 
     def _check_memory(self, levels: Sequence[Tensor]) -> None:
         """Refuse maps that would take more than the limit, before they are made."""
-        for level, grid in zip(levels, self.rule.num_grids, strict=True):
-            sides = [2 * length for length in level.shape[2:]]
-            gib = len(level) * math.prod(grid) * math.prod(sides) * 4 / 2**30
-            if gib > self.memory_limit:
-                raise ValueError(
-                    f"a grid of {_product(grid)} cells has {math.prod(grid):,} maps; for {len(level)} images with "
-                    f"masks of {_product(sides)} cells they take {len(level)} x {math.prod(grid):,} x "
-                    f"{math.prod(sides):,} x 4 bytes = {gib:,.2f} GiB, more than head.memory_limit="
-                    f"{self.memory_limit:g}. Use head=decoupled_solo ({sum(grid)} maps) or head=solov2 (none per "
-                    "cell), a smaller head.num_grids, or smaller images"
-                )
+        sizes = [[2 * length for length in level.shape[2:]] for level in levels]
+        grids = self.rule.num_grids
+        numbers = [math.prod(grid) * math.prod(size) for grid, size in zip(grids, sizes, strict=True)]
+        gib = len(levels[0]) * sum(numbers) * 4 / 2**30
+        if gib <= self.memory_limit:
+            return
+        most = numbers.index(max(numbers))
+        grid, size = grids[most], sizes[most]
+        raise ValueError(
+            f"a grid of {_product(grid)} cells has {math.prod(grid):,} maps; for {len(levels[0])} images with masks of "
+            f"{_product(size)} cells they take {len(levels[0])} x {math.prod(grid):,} x {math.prod(size):,} x 4 bytes, "
+            f"and those of all levels {gib:,.2f} GiB, more than head.memory_limit={self.memory_limit:g}. Use "
+            f"head=decoupled_solo ({sum(grid)} maps) or head=solov2 (none per cell), a smaller head.num_grids, or "
+            "smaller images"
+        )
 
 
 def _product(lengths: Sequence[int]) -> str:

@@ -30,13 +30,15 @@ class KernelMasks(LocationMasks):
         super().__init__([tuple(pixels.shape[2:])] * len(kernels))
         self.kernels = list(kernels)
         self.pixels = pixels
+        # One view per image: an index into the whole would fill a gradient of all images for each of them.
+        self._of_images = [[part[None] for part in tensor.unbind()] for tensor in (*kernels, pixels)]
 
     def probabilities(
         self, image: int, level: int, cells: Int[Tensor, " chosen"], size: Sequence[int] | None = None
     ) -> Float[Tensor, "chosen *size"]:
         """Return the sigmoids of the products of some cells."""
-        embeddings = self.kernels[level].flatten(2).transpose(1, 2)
-        return resized(QueryMasks(embeddings, self.pixels).of_image(image, cells).sigmoid(), size)
+        embeddings = self._of_images[level][image].flatten(2).transpose(1, 2)
+        return resized(QueryMasks(embeddings, self._of_images[-1][image]).of_image(0, cells).sigmoid(), size)
 
     def tensors(self) -> list[Tensor]:
         """Return kernels and pixel features."""

@@ -53,6 +53,7 @@ class LabelDataset:
         self.pictures: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.taken: set[str] = set()
+        self.empty = True  # as long as no image has a label
 
     def __enter__(self) -> LabelDataset:
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,7 @@ class LabelDataset:
         """
         name = self._free(image.name)
         found = bool(len(result.instances)) if result.instances is not None else self._known(result)
+        self.empty &= not found
         target = _folder(self.partial / "images" / ("train" if found else "unlabelled")) / name
         if image.is_dir():
             shutil.copytree(image, target)

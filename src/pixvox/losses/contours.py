@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixvox.distributed.world import world_mean
@@ -100,12 +100,38 @@ class ContourCriterion:
             _add(terms, name, self._points(layer, targets, together, shared, valid_sizes))
         _add(terms, "proposals_", {"class": self._classes(proposals, targets, *proposed, count)})
         _add(terms, "proposals_", self._boxes(proposals, targets, together, shared))
-        found = {}
-        for name, value in terms.items():
-            weight = self.weights.get(name.rpartition("_")[2])
-            if weight:
-                found[name] = weight * value
-        return found
+        return self._weighted(terms)
+
+    def denoised(
+        self,
+        first: Contours,
+        layers: Sequence[Contours],
+        objects: Int[Tensor, "batch queries"],
+        targets: Sequence[ContourTargets],
+        valid_sizes: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the weighted terms of queries that know their objects, summed over the layers.
+
+        Args:
+            first: Outlines before they are refined.
+            layers: Those of each layer.
+            objects: The object of each query, negative where there is none to find.
+            targets: Of each image.
+            valid_sizes: The part of each image that is not padding, in array order.
+        """
+        pairs = [
+            (rows.nonzero()[:, 0], found[rows]) for rows, found in zip(objects >= 0, objects, strict=True)
+        ]
+        count = world_mean((objects >= 0).sum())
+        terms: dict[str, Tensor] = {}
+        for layer in (*layers, first):
+            _add(terms, "denoising_", {"class": self._classes(layer, targets, pairs, None, count)})
+            _add(terms, "denoising_", self._points(layer, targets, pairs, count, valid_sizes))
+        return self._weighted(terms)
+
+    def _weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weights = {name: self.weights.get(name.rpartition("_")[2], 0.0) for name in terms}
+        return {name: weights[name] * value for name, value in terms.items() if weights[name]}
 
     @torch.no_grad()
     def match(

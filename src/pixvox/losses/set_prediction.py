@@ -272,16 +272,17 @@ def box_terms(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def on_ignored(queries: Candidates, truth: SetTargets) -> Tensor | None:
-    """Return which queries lie with more than half of their box, or else of their mask, on an ignored region."""
+    """Return which queries lie with half of their box in the image, or else of their mask, on an ignored region."""
     if len(truth.ignored_boxes) == 0:
         return None
     if queries.boxes is not None:
-        boxes = box_convert(queries.boxes.float(), "cxcywh", "xyxy")
+        # What lies beyond the image is neither ignored nor background: only the rest of a box counts.
+        boxes = box_convert(queries.boxes.float(), "cxcywh", "xyxy").clamp(0, 1)
         half = boxes.shape[1] // 2
         low = torch.maximum(boxes[:, None, :half], truth.ignored_boxes[None, :, :half])
         high = torch.minimum(boxes[:, None, half:], truth.ignored_boxes[None, :, half:])
         shared = (high - low).clamp(min=0).prod(dim=-1)
-        return shared.amax(dim=1) > 0.5 * box_volume(boxes)
+        return shared.amax(dim=1) >= 0.5 * box_volume(boxes)
     if queries.masks is None or truth.points is None or truth.points.ignored is None:
         return None
     inside = (queries.masks > 0).float()

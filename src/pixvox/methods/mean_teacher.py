@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pixvox.callbacks.ema import EMA
@@ -19,6 +21,8 @@ from pixvox.methods.supervised import Supervised
 from pixvox.ranges import check_at_least, check_shares
 from pixvox.segmenter import Segmenter
 from pixvox.structures import Batch, Segmentation
+
+log = logging.getLogger("pixvox")
 
 
 class MeanTeacher(Supervised):
@@ -83,6 +87,8 @@ class MeanTeacher(Supervised):
             check_at_least(0, warmup_steps=warmup_steps, rampup_steps=rampup_steps)
             check_at_least(0, unsupervised_weight=unsupervised_weight)
             check_shares(decay=decay)
+            if decay == 1:
+                raise ValueError("decay=1 keeps the teacher as it is for ever; give less, such as 0.999")
             self.threshold = ConfidenceThreshold(
                 segmenter.head.pseudo_label_threshold if threshold is None else threshold,
                 threshold_schedule,
@@ -98,7 +104,6 @@ class MeanTeacher(Supervised):
         self.unsupervised_weight = unsupervised_weight
         self.decay, self.decay_warmup = decay, decay_warmup
         self.teacher = copy.deepcopy(segmenter).requires_grad_(False).eval()
-        self.teacher.head.gives_probabilities = self.teacher.task == "semantic"
 
     @property
     def evaluated(self) -> Segmenter:
@@ -121,6 +126,23 @@ class MeanTeacher(Supervised):
         """Refuse a second average of the weights."""
         if any(isinstance(callback, EMA) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigError("ema_decay: this method averages weights itself; set method.decay instead")
+
+    def on_train_start(self) -> None:
+        """Say when the run is too short for the warm-up or the ramp."""
+        super().on_train_start()
+        last = (
+            self._total_steps() - 1 if self.trainer.max_epochs != -1 or self.trainer.max_steps != -1 else None
+        )
+        if (
+            last is not None
+            and self.weight_at(last) < self.unsupervised_weight
+            and self.trainer.is_global_zero
+        ):
+            log.warning(
+                "the weight of unlabelled images ends at %.2f of %g: the run has %d steps, warmup_steps=%d and "
+                "unsup_rampup_steps=%d",
+                self.weight_at(last), self.unsupervised_weight, last + 1, self.warmup_steps, self.rampup_steps,
+            )  # fmt: skip
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:  # type: ignore[override]
         """Return the loss of labelled images plus, after the warm-up, the weighted one of unlabelled images."""
@@ -159,12 +181,18 @@ class MeanTeacher(Supervised):
         """Return the teacher's predictions for the weak view of a batch, without padding."""
         outputs = self.teacher.run(batch, memory_format=self.memory_format)
         frames = [geometry.input_frame() for geometry in batch.geometries]
-        return self.teacher.postprocess(outputs, frames)
+        head = self.teacher.head
+        head.gives_probabilities = self.teacher.task == "semantic"
+        try:
+            return self.teacher.postprocess(outputs, frames)
+        finally:
+            head.gives_probabilities = False
 
     def _facts(self, labels: PseudoLabels, batch: Batch) -> dict[str, float]:
         what = "share" if isinstance(labels.targets, Tensor) else "instances"
         facts = {"threshold": labels.threshold, what: labels.kept}
-        if batch.hidden is not None:
+        # Matching waits for the device; steps that are not logged need it not.
+        if batch.hidden is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             facts |= agreement(labels.targets, batch.hidden)
         return {f"pseudo_{name}": value for name, value in facts.items()}
 
@@ -176,6 +204,8 @@ class MeanTeacher(Supervised):
     @torch.no_grad()
     def update_teacher(self) -> None:
         """Average the weights of the teacher with those of the student, and copy its buffers."""
+        if isinstance(self.teacher, FSDPModule):
+            self.teacher.reshard()  # without a backward pass its root stays gathered
         step = self.global_step
         decay = min(self.decay, 1 - 1 / (step + 1)) if self.decay_warmup else self.decay
         update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]

@@ -51,6 +51,8 @@ class ConfidenceThreshold(nn.Module):
     ) -> None:
         super().__init__()
         check_shares(threshold=value, threshold_start=start)
+        if schedule not in ("fixed", "rising"):
+            raise ValueError(f"threshold_schedule takes fixed or rising, got {schedule!r}")
         check_at_least(1, threshold_rise_steps=rise_steps)
         if quantile is not None:
             check_shares(threshold_quantile=quantile)
@@ -160,12 +162,14 @@ class PseudoLabeler:
     def _instances(self, prediction: Segmentation, size: Size, step: int) -> Instances:
         """Return the instances that one image teaches."""
         found, scores = prediction.instances, _scores(prediction)
-        if found is None or found.masks is None:
-            raise ValueError("pseudo-labels need masks; this head gives boxes alone")
+        if found is None:
+            raise ValueError("pseudo-labels need instances")
         sure = scores >= self.threshold.of(found.labels, step)
+        if found.masks is not None:
+            sure &= found.masks.areas() > 0
         ignored = ~sure & (scores >= (2.0 if self.ignore_above is None else self.ignore_above))
         if not sure.any() and self.without_labels == "skip":
-            return _nothing_known(size, found.boxes.device)
+            return _nothing_known(size, found.boxes.device)  # of boxes alone, too: its box is the image
         kept = found[sure | ignored]
         kept = Instances(kept.boxes, kept.labels, kept.masks, ignore=ignored[sure | ignored], size=kept.size)
         return kept.on_canvas(size)

@@ -90,6 +90,12 @@ class Supervised(pl.LightningModule):
         self._since: tuple[float, int] | None = None
         self._validated: list[tuple[int, dict[str, float]]] = []
 
+    def setup(self, stage: str) -> None:
+        """Tell the data module how many strong views a training step needs."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "strong_views"):
+            datamodule.strong_views = self.strong_views
+
     def configure_model(self) -> None:
         """Shard the model where the strategy says that weights are spread over processes."""
         if self.device_mesh is not None:

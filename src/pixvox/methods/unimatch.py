@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pixvox.distributed.world import world_mean
 from pixvox.errors import ConfigError
 from pixvox.methods.mean_teacher import MeanTeacher
 from pixvox.ranges import check_shares
 from pixvox.segmenter import Segmenter
-from pixvox.structures import Batch, Features
+from pixvox.structures import IGNORE_INDEX, Batch, Features
 
 
 class UniMatch(MeanTeacher):
@@ -71,32 +72,47 @@ class UniMatch(MeanTeacher):
         labels = self.pseudo_labels(batch)
         generator = torch.Generator()
         generator.manual_seed(sum(batch.seeds) % 2**32) if batch.seeds else generator.seed()
-        mixed = [self._mixed(view, labels.targets, generator) for view in batch.views]
-        ranges = batch.intensity_ranges
+        mixed = [self._mixed(view, labels.targets, batch, generator) for view in batch.views]
+        ranges, targets = batch.intensity_ranges, torch.cat([maps for _, maps in mixed])
         both = replace(
             batch,
             images=torch.cat([images for images, _ in mixed]),
-            targets=torch.cat([targets for _, targets in mixed]),
+            targets=targets,
             views=[],
             geometries=2 * batch.geometries,
             intensity_ranges=None if ranges is None else torch.cat([ranges, ranges]),
             seeds=None if batch.seeds is None else 2 * batch.seeds,
         )
         loss, _, _ = self._losses(self.segmenter, both, lambda features: self._disturbed(features, generator))
-        return loss * labels.kept, self._facts(labels, batch)
+        # The loss is a mean over what is known; what is not counts as 0.
+        known = (targets != IGNORE_INDEX).sum()
+        pixels = 2 * batch.valid_sizes.prod(dim=1).sum()
+        share = (world_mean(known) / world_mean(pixels)).to(loss.device)
+        return loss * share, self._facts(labels, batch)
 
     def _mixed(
-        self, images: Float[Tensor, "batch channels *spatial"], labels: Any, generator: torch.Generator
+        self,
+        images: Float[Tensor, "batch channels *spatial"],
+        labels: Any,
+        batch: Batch,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Int[Tensor, "batch *spatial"]]:
-        """Return images and labels with boxes from the batch in the other order."""
-        other_images, other_labels = images.flip(0), labels.flip(0)
-        images, labels = images.clone(), labels.clone()
-        for i in range(len(images)):
+        """Return images and labels with boxes from the batch in the other order.
+
+        Images are not normalised yet: what is pasted is brought to the range of intensities of the image that gets it.
+        Nothing is pasted into padding.
+        """
+        mixed, maps = images.clone(), labels.clone()
+        for i, geometry in enumerate(batch.geometries):
             if torch.rand((), generator=generator) < self.cut_mix:
-                box = _box(images.shape[2:], self.cut_mix_share, generator)
-                images[i][(slice(None), *box)] = other_images[i][(slice(None), *box)]
-                labels[i][box] = other_labels[i][box]
-        return images, labels
+                other = len(images) - 1 - i
+                box = _box(geometry.valid_size, self.cut_mix_share, generator)
+                pasted = images[other][(slice(None), *box)]
+                if batch.intensity_ranges is not None:
+                    pasted = _at_range(pasted, batch.intensity_ranges[other], batch.intensity_ranges[i])
+                mixed[i][(slice(None), *box)] = pasted
+                maps[i][box] = labels[other][box]
+        return mixed, maps
 
     def _disturbed(self, features: Features, generator: torch.Generator) -> Features:
         """Drop channels of some images: in the first view some, in the second the others."""
@@ -109,6 +125,19 @@ class UniMatch(MeanTeacher):
             shape = (*factors.shape, *(1,) * (level.dim() - 2))
             levels.append(level * factors.reshape(shape).to(level))
         return replace(features, levels=tuple(levels))
+
+
+def _at_range(
+    pixels: Float[Tensor, "channels *box"],
+    own: Float[Tensor, "channels 2"],
+    wanted: Float[Tensor, "channels 2"],
+) -> Tensor:
+    """Return pixels of one range of intensities as those of another; a range without width is only shifted."""
+    shape = (-1,) + (1,) * (pixels.dim() - 1)
+    low, high = (bound.reshape(shape) for bound in own.unbind(-1))
+    first, last = (bound.reshape(shape) for bound in wanted.unbind(-1))
+    factor = torch.where(high > low, (last - first) / (high - low), 1.0)
+    return (pixels - low) * factor + first
 
 
 def _box(size: Sequence[int], share: Sequence[float], generator: torch.Generator) -> tuple[slice, ...]:

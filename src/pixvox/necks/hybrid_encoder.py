@@ -64,6 +64,10 @@ class HybridEncoder(Neck):
         check_at_least(1, num_levels=num_levels, feedforward=feedforward, num_blocks=num_blocks)
         check_at_least(0, num_layers=num_layers)
         check_shares(dropout=dropout)
+        if channels % 4:
+            raise ValueError(
+                f"channels must be a multiple of 4 (sine and cosine of two axes), got {channels}"
+            )
         count = min(num_levels, len(in_channels))
         used = [tuple(stride) for stride in strides[-count:]]
         super().__init__((channels,) * count, used)

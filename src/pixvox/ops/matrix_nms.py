@@ -67,8 +67,9 @@ def matrix_nms(
 def _overlaps(masks: Bool[Tensor, "n cells"]) -> Float[Tensor, "n n"]:
     """Return the IoU of all pairs, a few cells at a time."""
     shared = torch.zeros((len(masks), len(masks)), device=masks.device)
-    for part in torch.split(masks, max(1, _CELLS // len(masks)), dim=1):
-        values = part.float()
-        shared += values @ values.T
+    with torch.autocast(masks.device.type, enabled=False):  # counts need float32
+        for part in torch.split(masks, max(1, _CELLS // len(masks)), dim=1):
+            values = part.float()
+            shared += values @ values.T
     area = shared.diagonal()
     return shared / (area[:, None] + area - shared).clamp(min=1)

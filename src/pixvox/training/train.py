@@ -224,7 +224,6 @@ def _train_here(
         scheduler=instantiate(config.scheduler, "scheduler") if config.get("scheduler") else None,
         metrics=metrics,
     )
-    datamodule.strong_views = method.strong_views
     if method.strong_views:
         datamodule.check_unlabelled()
     # The first process looks into folders, and all go by what it found.

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pixvox")
 
-_MODEL_PREFIXES = ("teacher.", "segmenter.", "model.")
-"""How Lightning modules call the model they give out: of a teacher and its student, the teacher."""
+_MODEL_PREFIXES = ("segmenter.", "model.")
+"""How Lightning modules call the model they train."""
+
+_TEACHER = "teacher."
+"""How methods here call the model that they give out, where it is not the one that learns."""
 
 
 def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Segmenter:
@@ -164,7 +167,7 @@ def _split(content: Any, file: Path) -> tuple[dict[str, Tensor], Any]:
             f"{file}: its state_dict is a {type(state).__name__}, not a mapping of names to tensors"
         )
     state = {key: value for key, value in state.items() if isinstance(key, str)}
-    for prefix in _MODEL_PREFIXES:
+    for prefix in (_TEACHER, *_MODEL_PREFIXES) if RECORD_KEY in content else _MODEL_PREFIXES:
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if own:
             state = own
