@@ -16,18 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 from pixvox.distributed.world import world_mean, world_size
 from pixvox.heads.head import Head, Outputs, instances_of
-from pixvox.heads.locations import LocationRule, Taught
+from pixvox.heads.locations import LocationRule, Taught, grids_of, ranges_of, sizes_of
 from pixvox.heads.query_crops import MapFrame, maps_in_original
-from pixvox.layers import ConvNormAct, PerAxis, conv, max_pool, per_axis, resize
+from pixvox.layers import ConvNormAct, PerAxis, conv, max_pool, resize
 from pixvox.losses.query_classification import NO_OBJECT, SigmoidFocal
+from pixvox.losses.query_masks import squared_dice_losses
 from pixvox.ops.mask_nms import mask_nms
 from pixvox.ops.matrix_nms import matrix_nms
 from pixvox.ranges import check_at_least, check_shares, check_weights
 from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
 
 _CHUNK = 2**22  # elements of the float32 maps that exist at one time: 16 MiB
-_GRIDS = {2: (40, 36, 24, 16, 12), 3: (16, 12, 8, 6, 4)}
-_SIDES = (6.0, 24.0)  # times the stride: least and greatest side of the objects of a level
 
 
 class LocationMasks(ABC):
@@ -148,12 +147,12 @@ class LocationHead(Head):
                 "channels; choose a neck that makes them equal, such as neck=fpn"
             )
         self.rule = LocationRule(
-            _grids(num_grids, len(strides), spatial_dims),
-            _ranges(scale_ranges, strides),
+            grids_of(num_grids, len(strides), spatial_dims),
+            ranges_of(scale_ranges, strides),
             centre,
             centre_region,
         )
-        self.level_sizes = _sizes(level_sizes, len(strides))
+        self.level_sizes = sizes_of(level_sizes, len(strides))
         self.strides = [tuple(strides[level]) for level in self.level_sizes]
         self.classification = classification or SigmoidFocal()
         self.weights = check_weights({"class": 1.0, "dice": 3.0} if weights is None else weights, "loss")
@@ -432,7 +431,9 @@ def _dice(
     """Return the Dice loss of the masks of cells, summed; a few are compared at a time, and forgotten in between."""
 
     def compare(few: Tensor, places: Tensor) -> Tensor:
-        return dice_losses(masks.probabilities(image, level, few).flatten(1), truth[places], known).sum()
+        return squared_dice_losses(
+            masks.probabilities(image, level, few).flatten(1), truth[places], known
+        ).sum()
 
     size = max(1, _CHUNK // truth.shape[1])
     parts = list(zip(torch.split(cells, size), torch.split(place, size), strict=True))
@@ -440,78 +441,3 @@ def _dice(
         return compare(*parts[0])
     sums = [checkpoint(compare, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     return torch.stack(sums).sum()
-
-
-def dice_losses(
-    probabilities: Float[Tensor, "masks pixels"],
-    truth: Bool[Tensor, "masks pixels"],
-    known: Bool[Tensor, " pixels"] | None = None,
-) -> Float[Tensor, " masks"]:
-    """Return one minus the Dice coefficient of each mask, with squares in its denominator.
-
-    "V-Net" (Milletari et al., 2016, https://arxiv.org/abs/1606.04797), as in SOLO.
-
-    Args:
-        probabilities: Of each pixel.
-        truth: Of each pixel.
-        known: False for pixels that do not count.
-
-    Example:
-        >>> round(float(dice_losses(torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]]))), 3)
-        0.001
-    """
-    true = truth.to(probabilities.dtype)
-    if known is not None:
-        probabilities, true = probabilities * known, true * known
-    shared = (probabilities * true).sum(dim=1)
-    whole = (probabilities * probabilities).sum(dim=1) + true.sum(dim=1) + 2e-3
-    return 1 - 2 * shared / whole
-
-
-def _grids(
-    given: Sequence[PerAxis] | Literal["auto"], count: int, spatial_dims: int
-) -> list[tuple[int, ...]]:
-    """Return the cells along each axis, per level."""
-    if isinstance(given, str):
-        known = _GRIDS[spatial_dims]
-        given = known[:count] + known[-1:] * (count - len(known))
-    _check_levels(given, count, "num_grids")
-    grids = [per_axis(cells, spatial_dims, "num_grids") for cells in given]
-    check_at_least(1, num_grids=min(min(grid) for grid in grids))
-    return grids
-
-
-def _ranges(
-    given: Sequence[Sequence[float]] | Literal["auto"], strides: Sequence[Sequence[int]]
-) -> list[tuple[float, float]]:
-    """Return the least and the greatest side of the objects of each level."""
-    if not isinstance(given, str):
-        _check_levels(given, len(strides), "scale_ranges")
-        for pair in given:
-            if len(pair) != 2 or not 0 <= pair[0] < pair[1]:
-                raise ValueError(
-                    f"each of scale_ranges is [least side, greatest side] in pixels, got {list(pair)}"
-                )
-        return [(float(pair[0]), float(pair[1])) for pair in given]
-    steps = [math.prod(stride) ** (1 / len(stride)) for stride in strides]
-    ranges = [(_SIDES[0] * step, _SIDES[1] * step) for step in steps]
-    ranges[0] = (0.0, ranges[0][1])
-    ranges[-1] = (ranges[-1][0], math.inf)
-    return ranges
-
-
-def _sizes(given: Sequence[int] | Literal["auto"], count: int) -> list[int]:
-    """Return for each level the level whose size it is brought to."""
-    if isinstance(given, str):
-        return list(range(count)) if count < 3 else [1, *range(1, count - 1), count - 2]
-    _check_levels(given, count, "level_sizes")
-    if not all(0 <= level < count for level in given):
-        raise ValueError(f"level_sizes are numbers of levels from 0 to {count - 1}, got {list(given)}")
-    return list(given)
-
-
-def _check_levels(given: Sequence[object], count: int, name: str) -> None:
-    if len(given) != count:
-        raise ValueError(
-            f"{name} has {len(given)} entries for the {count} levels of the neck; give one per level, or 'auto'"
-        )

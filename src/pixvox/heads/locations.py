@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pixvox.layers import PerAxis, per_axis
+from pixvox.ranges import check_at_least
 from pixvox.structures import Instances
+
+_GRIDS = {2: (40, 36, 24, 16, 12), 3: (16, 12, 8, 6, 4)}
+_SIDES = (6.0, 24.0)  # times the stride: least and greatest side of the objects of a level
 
 
 @dataclass(frozen=True)
@@ -110,3 +116,52 @@ class Taught:
         owners = torch.full((count,), -1, dtype=torch.int64, device=self.cells.device)
         places = torch.arange(len(self.cells), device=self.cells.device)
         return owners.scatter_reduce(0, self.cells, places, "amax")
+
+
+def grids_of(
+    given: Sequence[PerAxis] | Literal["auto"], count: int, spatial_dims: int
+) -> list[tuple[int, ...]]:
+    """Return the cells along each axis, per level."""
+    if isinstance(given, str):
+        known = _GRIDS[spatial_dims]
+        given = known[:count] + known[-1:] * (count - len(known))
+    _check_levels(given, count, "num_grids")
+    grids = [per_axis(cells, spatial_dims, "num_grids") for cells in given]
+    check_at_least(1, num_grids=min(min(grid) for grid in grids))
+    return grids
+
+
+def ranges_of(
+    given: Sequence[Sequence[float]] | Literal["auto"], strides: Sequence[Sequence[int]]
+) -> list[tuple[float, float]]:
+    """Return the least and the greatest side of the objects of each level."""
+    if not isinstance(given, str):
+        _check_levels(given, len(strides), "scale_ranges")
+        for pair in given:
+            if len(pair) != 2 or not 0 <= pair[0] < pair[1]:
+                raise ValueError(
+                    f"each of scale_ranges is [least side, greatest side] in pixels, got {list(pair)}"
+                )
+        return [(float(pair[0]), float(pair[1])) for pair in given]
+    steps = [math.prod(stride) ** (1 / len(stride)) for stride in strides]
+    ranges = [(_SIDES[0] * step, _SIDES[1] * step) for step in steps]
+    ranges[0] = (0.0, ranges[0][1])
+    ranges[-1] = (ranges[-1][0], math.inf)
+    return ranges
+
+
+def sizes_of(given: Sequence[int] | Literal["auto"], count: int) -> list[int]:
+    """Return for each level the level whose size it is brought to."""
+    if isinstance(given, str):
+        return list(range(count)) if count < 3 else [1, *range(1, count - 1), count - 2]
+    _check_levels(given, count, "level_sizes")
+    if not all(0 <= level < count for level in given):
+        raise ValueError(f"level_sizes are numbers of levels from 0 to {count - 1}, got {list(given)}")
+    return list(given)
+
+
+def _check_levels(given: Sequence[object], count: int, name: str) -> None:
+    if len(given) != count:
+        raise ValueError(
+            f"{name} has {len(given)} entries for the {count} levels of the neck; give one per level, or 'auto'"
+        )

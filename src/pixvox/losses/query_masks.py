@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pixvox.losses.query_classification import focal_terms
@@ -40,3 +40,30 @@ def mask_losses(
         confidence, area = confidence * weight, true * weight
     dice = 1 - (2 * (confidence * true).sum(dim=1) + 1) / (confidence.sum(dim=1) + area.sum(dim=1) + 1)
     return mask.sum(), dice.sum()
+
+
+def squared_dice_losses(
+    probabilities: Float[Tensor, "masks pixels"],
+    truth: Bool[Tensor, "masks pixels"],
+    known: Bool[Tensor, " pixels"] | None = None,
+) -> Float[Tensor, " masks"]:
+    """Return one minus the Dice coefficient of each mask, with squares in its denominator.
+
+    "V-Net" (Milletari et al., 2016, https://arxiv.org/abs/1606.04797), as in SOLO.
+
+    Args:
+        probabilities: Of each pixel.
+        truth: Of each pixel.
+        known: False for pixels that do not count.
+
+    Example:
+        >>> import torch
+        >>> round(float(squared_dice_losses(torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]]))), 3)
+        0.001
+    """
+    true = truth.to(probabilities.dtype)
+    if known is not None:
+        probabilities, true = probabilities * known, true * known
+    shared = (probabilities * true).sum(dim=1)
+    whole = (probabilities * probabilities).sum(dim=1) + true.sum(dim=1) + 2e-3
+    return 1 - 2 * shared / whole
