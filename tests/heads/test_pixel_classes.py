@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from pixvox import create_model, list_heads
 from pixvox.heads.pixel_classes import PixelClasses, pixel_class_loss
+from pixvox.heads.query_head import QueryHead
+from pixvox.models import part_class
 from pixvox.structures import Instances
 from small_heads import small
 
@@ -14,7 +16,7 @@ CASES = {  # canvas, valid part, cells per axis: whole pixels per cell, so that 
     2: ((16, 24), (12, 20), (4, 6)),
     3: ((4, 8, 12), (4, 8, 10), (2, 4, 6)),
 }
-HEADS = sorted(set(list_heads(task="instance")) - {"maskrcnn"})
+HEADS = [name for name in list_heads(task="instance") if issubclass(part_class("head", name), QueryHead)]
 
 
 def _instances(size, seed, ignored=()):

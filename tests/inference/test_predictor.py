@@ -34,7 +34,7 @@ class Threshold(nn.Module):
 
     run, segment = Segmenter.run, Segmenter.segment
 
-    def forward(self, images, targets=None, valid_sizes=None, seeds=None):
+    def forward(self, images, targets=None, valid_sizes=None, seeds=None, perturb=None):
         assert not self.training
         assert not torch.is_grad_enabled()
         self.seen.append((tuple(images.shape), valid_sizes.tolist(), images.dtype))

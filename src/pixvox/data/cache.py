@@ -288,19 +288,25 @@ def _check_room(file: Path, written: int, done: int, count: int) -> None:
         )
 
 
+_MADE_LATER = ("hidden", "views", "further")
+"""What a sample gets on its way to a training, not from its dataset."""
+
+
 def _pack(sample: Sample, image_type: str) -> bytes:
     """Return a sample as one record."""
     plain: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     types: dict[str, str] = {}
     for field in fields(Sample):
+        if field.name in _MADE_LATER:
+            continue
         value = getattr(sample, field.name)
         if isinstance(value, Tensor):
             array = value.numpy()
             types[field.name] = str(array.dtype)
             half = field.name == "image" and image_type == "float16"
             arrays[field.name] = _smallest(array, half)
-        elif not callable(value):
+        else:
             plain[field.name] = value
     places: dict[str, tuple[str, str, list[int], int]] = {}
     place = 0
