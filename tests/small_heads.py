@@ -6,7 +6,7 @@ _PIXEL_DECODER = {
 }  # fmt: skip
 _DECODER = {"num_queries": 9, "num_layers": 2, "num_heads": 4, "feedforward": 32, "num_points": 64}
 
-_LOCATIONS = {"neck__out_channels": 16, "channels": 16, "num_convs": 1}
+_LOCATIONS = {"neck__out_channels": 16, "channels": 16, "num_convs": 1, "num_candidates": 20}
 
 SMALL = {
     "maskrcnn": {

@@ -420,6 +420,7 @@ class Batch:
         views: Further versions of ``images`` in the same frame: strong views for semi-supervised methods.
         hidden: What is known of unlabelled images in the input frame, None for an image where nothing is; for scores
             alone, nothing learns from it.
+        inside: Of unlabelled images, where they show what is there: neither padding nor what a step filled in.
     """
 
     images: Float[Tensor, "batch channels *spatial"]
@@ -433,6 +434,7 @@ class Batch:
     repeated: bool = False
     views: list[Float[Tensor, "batch channels *spatial"]] = field(default_factory=list)
     hidden: list[Instances | Tensor | None] | None = None
+    inside: Bool[Tensor, "batch *spatial"] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -456,6 +458,7 @@ class Batch:
             targets=targets,
             intensity_ranges=ranges.to(device, non_blocking=non_blocking) if ranges is not None else None,
             views=[view.to(device, non_blocking=non_blocking) for view in self.views],
+            inside=self.inside.to(device, non_blocking=non_blocking) if self.inside is not None else None,
         )
 
     def pin_memory(self) -> Batch:
@@ -472,6 +475,7 @@ class Batch:
             targets=targets,
             intensity_ranges=ranges.pin_memory() if ranges is not None else None,
             views=[view.pin_memory() for view in self.views],
+            inside=self.inside.pin_memory() if self.inside is not None else None,
         )
 
 

@@ -14,7 +14,7 @@ from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
 from pixvox.data.sampler import REPEATED, EpochSampler, sample_generator
 from pixvox.data.synthetic.shapes import Shapes
-from pixvox.data.transforms import Compose, RandomAffine, RandomErasing, RandomFlip, RandomNoise, Resize
+from pixvox.data.transforms import Compose, Pad, RandomAffine, RandomErasing, RandomFlip, RandomNoise, Resize
 from pixvox.errors import DataError
 
 
@@ -216,6 +216,22 @@ def test_the_weak_view_is_moved_and_not_recoloured():
             whole = flips.unlabelled[sources.index(source)].image
             ways = [whole.flip(axes) for axes in ([], [1], [2], [1, 2])]
             assert any(torch.equal(image[:, :40, :48], way) for way in ways)
+
+
+def test_it_is_known_what_unlabelled_images_do_not_show():
+    _, batches = _pairs(size_divisor=40)
+    for batch in batches:  # turned patches of 32 pixels, padded to 40
+        assert not batch.inside[:, 32:].any() and not batch.inside[:, :, 32:].any()
+    shown = torch.cat([batch.inside[:, :32, :32].flatten(1).float().mean(1) for batch in batches])
+    assert 0.5 < shown.min() < 1
+    padding = module(
+        shapes(9), image_size=None, num_labeled_images=3, num_unlabeled_images=-1, size_divisor=16
+    )
+    padding.train_transforms, padding.strong_views = Compose([Pad(60, image="low")]), 1
+    batch = next(iter(padding.unlabelled_dataloader()))
+    assert batch.inside.shape == (2, 64, 64) and batch.inside[:, 10:50, 6:54].all()
+    assert batch.inside.sum() == 2 * 40 * 48
+    assert next(iter(padding.labelled_dataloader())).inside is None
 
 
 def test_hidden_truth_moves_with_the_image_and_chooses_no_patch():

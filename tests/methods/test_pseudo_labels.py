@@ -120,3 +120,12 @@ def test_agreement_of_pixels_leaves_out_what_either_ignores():
 def test_mistakes_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ConfidenceThreshold(**options)
+
+
+def test_what_an_image_does_not_show_has_no_class():
+    probabilities = torch.tensor([[[0.95, 0.9, 0.2]], [[0.05, 0.1, 0.8]]])
+    prediction = Segmentation(class_map=probabilities.argmax(0), probabilities=probabilities)
+    inside = torch.tensor([[[False, True, True, False], [False] * 4]])
+    labels = PseudoLabeler(ConfidenceThreshold(0.75))([prediction], (2, 4), 0, inside)
+    assert labels.targets.tolist() == [[[IGNORE_INDEX, 0, 1, IGNORE_INDEX], [IGNORE_INDEX] * 4]]
+    assert labels.kept == 1

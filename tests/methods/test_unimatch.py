@@ -8,7 +8,7 @@ import torch
 from parity import randomise
 from pixvox import create_model
 from pixvox.errors import ConfigError
-from pixvox.methods.unimatch import UniMatch, _box
+from pixvox.methods.unimatch import UniMatch
 from pixvox.structures import Batch, Features, Geometry
 from pixvox.training.train import train
 from small_runs import TINY, logged
@@ -100,18 +100,6 @@ def test_boxes_come_at_the_range_of_intensities_of_their_new_image():
     mixed, maps = method._mixed(images, labels, batch, torch.Generator().manual_seed(1))
     assert mixed[0, 0][maps[0] == 1].unique().tolist() == [2.5]
     assert mixed[1, 0][maps[1] == 0].unique().tolist() == [1100.0]
-
-
-@pytest.mark.parametrize("size", [(40, 60), (20, 30, 40)])
-def test_boxes_cover_their_share(size):
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        box = _box(size, (0.1, 0.2), generator)
-        share = 1.0
-        for span, length in zip(box, size, strict=True):
-            assert 0 <= span.start < span.stop <= length
-            share *= (span.stop - span.start) / length
-        assert 0.08 < share < 0.24
 
 
 def test_the_same_seeds_give_the_same_loss():

@@ -288,7 +288,7 @@ def _check_room(file: Path, written: int, done: int, count: int) -> None:
         )
 
 
-_MADE_LATER = ("hidden", "views", "further")
+_MADE_LATER = ("hidden", "inside", "views", "further")
 """What a sample gets on its way to a training, not from its dataset."""
 
 

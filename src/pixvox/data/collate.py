@@ -59,6 +59,7 @@ class Collate:
             repeated=all(sample.repeated for sample in samples),
             views=self._views(samples, size),
             hidden=self._hidden(samples, size),
+            inside=self._inside(samples, size),
         )
 
     def _padded_size(self, samples: Sequence[Sample]) -> Size:
@@ -86,6 +87,13 @@ class Collate:
         ]
         found = [None if each is None else each[0] for each in known]
         return None if all(each is None for each in found) else found
+
+    def _inside(self, samples: Sequence[Sample], size: Size) -> Tensor | None:
+        """Return what each image shows; padding is none of it."""
+        parts = [sample.inside for sample in samples if sample.inside is not None]
+        if len(parts) < len(samples):
+            return None
+        return torch.stack([_pad(part[None], size, torch.tensor([False]))[0] for part in parts])
 
     def _targets(self, samples: Sequence[Sample], size: Size) -> list[Instances] | Tensor | None:
         if not samples[0].annotated:

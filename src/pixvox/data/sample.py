@@ -41,6 +41,8 @@ class Sample:
         ignore_index: Label of ``class_map`` that is neither learned nor scored.
         hidden: What is known of an unlabelled image, for scores alone; nothing may learn from it, or look at it to
             choose a patch.
+        inside: Of an unlabelled image, False where a geometric step filled in what the image does not show; None
+            where nobody asks.
         views: Further versions of ``image`` in the same frame: the strong views of semi-supervised methods.
         further: Draws another sample of the same dataset that went through the same steps; None where
             there are none. It exists within a pipeline of transforms only.
@@ -67,6 +69,7 @@ class Sample:
     original_size: Size | None = None
     ignore_index: int = IGNORE_INDEX
     hidden: Sample | None = field(default=None, repr=False)
+    inside: Bool[Tensor, "*spatial"] | None = field(default=None, repr=False)
     views: tuple[Float[Tensor, "channels *spatial"], ...] = ()
     further: Callable[[torch.Generator], Sample] | None = field(default=None, repr=False, compare=False)
 
@@ -96,8 +99,9 @@ class Sample:
         if hidden is not None:
             layers, class_map = hidden._remapped_labels(maps)
             hidden = replace(hidden, image=moved, layers=layers, class_map=class_map)
+        inside = None if self.inside is None else maps(self.inside[None].byte(), 0)[0].bool()
         layers, class_map = self._remapped_labels(maps)
-        return replace(self, image=moved, layers=layers, class_map=class_map, hidden=hidden)
+        return replace(self, image=moved, layers=layers, class_map=class_map, hidden=hidden, inside=inside)
 
     def _remapped_labels(self, maps: Callable[[Tensor, int], Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Return ``layers`` and ``class_map``, moved."""

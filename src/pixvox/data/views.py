@@ -61,6 +61,8 @@ class TrainingView(TorchDataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
         sample, generator = self._read(index), sample_generator(self.seed, epoch, index)
+        if self.strong_views:
+            sample = replace(sample, inside=torch.ones(sample.size, dtype=torch.bool))
         if self.transform is not None:
             sample = self.transform(replace(sample, further=self._further), generator)
         sample = replace(sample, further=None, seed=head_seed(self.seed, epoch, index))

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixvox.distributed.world import world_mean, world_size
 from pixvox.heads.head import Head, Outputs, instances_of
+from pixvox.heads.location_suggestions import suggest_locations
 from pixvox.heads.locations import LocationRule, Taught, grids_of, ranges_of, sizes_of
 from pixvox.heads.query_crops import MapFrame, maps_in_original
 from pixvox.layers import ConvNormAct, PerAxis, conv, max_pool, resize
@@ -25,6 +26,10 @@ from pixvox.ops.mask_nms import mask_nms
 from pixvox.ops.matrix_nms import matrix_nms
 from pixvox.ranges import check_at_least, check_shares, check_weights
 from pixvox.structures import Features, Geometry, Instances, Masks, Segmentation, Targets
+
+if TYPE_CHECKING:
+    from pixvox.data.fingerprint import Fingerprint
+    from pixvox.data.suggestions import Suggestion
 
 _CHUNK = 2**22  # elements of the float32 maps that exist at one time: 16 MiB
 
@@ -105,6 +110,8 @@ class LocationHead(Head):
     task = "instance"
     one_object_per_cell = True
     """Whether a cell that two objects teach learns the mask of the last one alone; its class it always does."""
+    most_cells = {2: 64, 3: 24}
+    """Most cells along an axis that are suggested, by dimensions."""
 
     def __init__(
         self,
@@ -166,6 +173,17 @@ class LocationHead(Head):
         self.norm_name = norm
         self.class_convs = self.tower(in_channels[0], channels, num_convs)
         self.classifier = conv(spatial_dims, channels, num_classes, 3)
+
+    @classmethod
+    def suggest(
+        cls,
+        facts: Fingerprint,
+        options: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        patch: Sequence[int],
+    ) -> list[Suggestion]:
+        """Return grids by the sides of objects, candidates by their number."""
+        return suggest_locations(facts, strides, patch, cls.most_cells[len(patch)])
 
     def tower(self, in_channels: int, channels: int, num_convs: int) -> nn.Sequential:
         """Return the convolutions of one branch."""

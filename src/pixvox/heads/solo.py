@@ -69,6 +69,8 @@ class SOLO(LocationHead):
         (torch.Size([1, 25, 3]), torch.Size([1, 25, 8, 12]))
     """
 
+    most_cells = {2: 40, 3: 12}  # a map for each cell
+
     def __init__(
         self,
         in_channels: Sequence[int],

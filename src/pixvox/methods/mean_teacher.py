@@ -175,7 +175,7 @@ class MeanTeacher(Supervised):
     def pseudo_labels(self, batch: Batch) -> PseudoLabels:
         """Return what the teacher is sure of in the weak view of a batch, in the input frame."""
         size = tuple(batch.images.shape[2:])
-        return self.labeler(self.teach(batch), size, self.global_step - self.warmup_steps)
+        return self.labeler(self.teach(batch), size, self.global_step - self.warmup_steps, batch.inside)
 
     def teach(self, batch: Batch) -> list[Segmentation]:
         """Return the teacher's predictions for the weak view of a batch, without padding."""

@@ -137,13 +137,17 @@ class PseudoLabeler:
         self.ignore_above = ignore_above
         self.without_labels = without_labels
 
-    def __call__(self, predictions: Sequence[Segmentation], size: Size, step: int) -> PseudoLabels:
+    def __call__(
+        self, predictions: Sequence[Segmentation], size: Size, step: int, inside: Tensor | None = None
+    ) -> PseudoLabels:
         """Return the labels of a batch.
 
         Args:
             predictions: Of the teacher, without padding.
             size: Padded size of the batch in array order.
             step: Steps since unlabelled images take part.
+            inside: ``(batch, *size)``, True where the images show what is there. Other pixels have no class; of objects
+                none is expected there.
         """
         if predictions[0].instances is not None:
             self.threshold.observe([_scores(prediction) for prediction in predictions])
@@ -151,13 +155,17 @@ class PseudoLabeler:
             kept = sum(int((~each.ignore).sum()) for each in found) / len(found)
             return PseudoLabels(found, kept, self.threshold.at(step))
         confident = [_probabilities(prediction).max(dim=0) for prediction in predictions]
-        self.threshold.observe([scores for scores, _ in confident])
+        shown = [
+            torch.ones_like(labels, dtype=torch.bool) if inside is None else inside[i][_region(labels)]
+            for i, (_, labels) in enumerate(confident)
+        ]
+        self.threshold.observe([scores[seen] for (scores, _), seen in zip(confident, shown, strict=True)])
         maps, known, pixels = [], 0, 0
-        for scores, labels in confident:
-            sure = scores >= self.threshold.of(labels, step)
-            known, pixels = known + int(sure.sum()), pixels + sure.numel()
+        for (scores, labels), seen in zip(confident, shown, strict=True):
+            sure = (scores >= self.threshold.of(labels, step)) & seen
+            known, pixels = known + int(sure.sum()), pixels + int(seen.sum())
             maps.append(_padded(torch.where(sure, labels, IGNORE_INDEX), size))
-        return PseudoLabels(torch.stack(maps), known / pixels, self.threshold.at(step))
+        return PseudoLabels(torch.stack(maps), known / max(pixels, 1), self.threshold.at(step))
 
     def _instances(self, prediction: Segmentation, size: Size, step: int) -> Instances:
         """Return the instances that one image teaches."""
@@ -198,8 +206,13 @@ def _nothing_known(size: Size, device: torch.device) -> Instances:
 def _padded(labels: Tensor, size: Size) -> Tensor:
     """Return a label map padded at the far ends with what is ignored."""
     canvas = labels.new_full(size, IGNORE_INDEX)
-    canvas[tuple(slice(0, length) for length in labels.shape)] = labels
+    canvas[_region(labels)] = labels
     return canvas
+
+
+def _region(labels: Tensor) -> tuple[slice, ...]:
+    """Return where a label map lies on the canvas it is padded to."""
+    return tuple(slice(0, length) for length in labels.shape)
 
 
 def agreement(targets: Targets, hidden: Sequence[Instances | Tensor | None]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pixvox.data.transforms.erasing import random_box
 from pixvox.distributed.world import world_mean
 from pixvox.errors import ConfigError
 from pixvox.methods.mean_teacher import MeanTeacher
@@ -79,6 +79,7 @@ class UniMatch(MeanTeacher):
             images=torch.cat([images for images, _ in mixed]),
             targets=targets,
             views=[],
+            inside=None,
             geometries=2 * batch.geometries,
             intensity_ranges=None if ranges is None else torch.cat([ranges, ranges]),
             seeds=None if batch.seeds is None else 2 * batch.seeds,
@@ -86,7 +87,7 @@ class UniMatch(MeanTeacher):
         loss, _, _ = self._losses(self.segmenter, both, lambda features: self._disturbed(features, generator))
         # The loss is a mean over what is known; what is not counts as 0.
         known = (targets != IGNORE_INDEX).sum()
-        pixels = 2 * batch.valid_sizes.prod(dim=1).sum()
+        pixels = 2 * (batch.valid_sizes.prod(dim=1) if batch.inside is None else batch.inside).sum()
         share = (world_mean(known) / world_mean(pixels)).to(loss.device)
         return loss * share, self._facts(labels, batch)
 
@@ -106,7 +107,7 @@ class UniMatch(MeanTeacher):
         for i, geometry in enumerate(batch.geometries):
             if torch.rand((), generator=generator) < self.cut_mix:
                 other = len(images) - 1 - i
-                box = _box(geometry.valid_size, self.cut_mix_share, generator)
+                box = random_box(geometry.valid_size, self.cut_mix_share, 3.0, generator)
                 pasted = images[other][(slice(None), *box)]
                 if batch.intensity_ranges is not None:
                     pasted = _at_range(pasted, batch.intensity_ranges[other], batch.intensity_ranges[i])
@@ -138,21 +139,3 @@ def _at_range(
     first, last = (bound.reshape(shape) for bound in wanted.unbind(-1))
     factor = torch.where(high > low, (last - first) / (high - low), 1.0)
     return (pixels - low) * factor + first
-
-
-def _box(size: Sequence[int], share: Sequence[float], generator: torch.Generator) -> tuple[slice, ...]:
-    """Draw a box of a share of a canvas, its sides stretched by up to three at the same volume."""
-
-    def draw(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
-    half = math.log(3) / 2
-    stretch = [draw(-half, half) for _ in size]
-    middle = sum(stretch) / len(stretch)
-    side = draw(*share) ** (1 / len(size))
-    spans = []
-    for length, log_factor in zip(size, stretch, strict=True):
-        extent = min(length, max(1, round(length * side * math.exp(log_factor - middle))))
-        start = int(draw(0, length - extent + 1))
-        spans.append(slice(start, start + extent))
-    return tuple(spans)

@@ -261,10 +261,15 @@ def _measured(config: DictConfig, datamodule: DataModule, size: Sequence[int]) -
             seed=int(config.seed),
             on_bad_sample="skip",
         )
-        return measure_step(segmenter, next(iter(one.train_dataloader())), config.precision)
+        step = measure_step(segmenter, next(iter(one.train_dataloader())), config.precision)
     except (MemoryError, torch.OutOfMemoryError):
         log.warning("a step with one image of %s does not fit into memory", list(size))
         return None
+    views = locate(config.method._target_).strong_views
+    if not views:
+        return step
+    how = f"{step.how}; beside each image {views} of one without labels"
+    return replace(step, per_image=(1 + views) * step.per_image, how=how)
 
 
 def _without_weights(backbone: DictConfig) -> DictConfig:

@@ -4,6 +4,7 @@ import torch
 
 from pixvox.data.sample import Sample
 from pixvox.data.transforms import Pad, RandomCrop, RandomErasing, RandomRescale, Resize
+from pixvox.data.transforms.erasing import random_box
 
 SIZES = [(24, 30), (12, 24, 30)]
 
@@ -127,3 +128,15 @@ def test_rescaling_keeps_the_aspect_within_its_limits():
 def test_wrong_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("size", [(40, 60), (20, 30, 40)])
+def test_boxes_cover_their_share(size):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        box = random_box(size, (0.1, 0.2), 3.0, generator)
+        share = 1.0
+        for span, length in zip(box, size, strict=True):
+            assert 0 <= span.start < span.stop <= length
+            share *= (span.stop - span.start) / length
+        assert 0.08 < share < 0.24

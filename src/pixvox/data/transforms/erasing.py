@@ -48,7 +48,7 @@ class RandomErasing(Transform):
         if fill not in ("mean", "noise") or labels not in ("keep", "erase"):
             raise ValueError(f"fill takes mean or noise, labels keep or erase; got {fill!r}, {labels!r}")
         self.probability = probability
-        self.share = (float(share[0]), float(share[1]))
+        self.share = float(share[0]), float(share[1])
         self.aspect = aspect
         self.count = count
         self.fill = fill
@@ -61,7 +61,10 @@ class RandomErasing(Transform):
         image = sample.image.clone()
         low, width = channel_range(sample)
         mean = image.mean(dim=tuple(range(1, image.ndim)), keepdim=True)
-        regions = [self._box(sample, generator) for _ in range(self.count)]
+        regions = [
+            (slice(None), *random_box(sample.size, self.share, self.aspect, generator))
+            for _ in range(self.count)
+        ]
         for region in regions:
             if self.fill == "mean":
                 image[region] = mean
@@ -79,17 +82,26 @@ class RandomErasing(Transform):
 
         return erased.remap(lambda values: values, hidden)
 
-    def _box(self, sample: Sample, generator: torch.Generator) -> tuple[slice, ...]:
-        """Draw a box as an index of ``(channels, *spatial)``."""
-        dims = sample.spatial_dims
-        # One side of a cube of that share, relative to the image, then stretched at the same volume.
-        side = uniform(generator, *self.share) ** (1 / dims)
-        half = math.log(self.aspect) / 2
-        stretch = [uniform(generator, -half, half) for _ in range(dims)]
-        middle = sum(stretch) / dims
-        spans = [slice(None)]
-        for length, log_factor in zip(sample.size, stretch, strict=True):
-            extent = min(length, max(1, round(length * side * math.exp(log_factor - middle))))
-            start = int(uniform(generator, 0, length - extent + 1))
-            spans.append(slice(start, start + extent))
-        return tuple(spans)
+
+def random_box(
+    size: Sequence[int], share: Sequence[float], aspect: float, generator: torch.Generator
+) -> tuple[slice, ...]:
+    """Draw a box inside a canvas.
+
+    Args:
+        size: Of the canvas.
+        share: Smallest and largest share of its area or volume.
+        aspect: Largest ratio of two sides, relative to the canvas.
+        generator: Source of the draws.
+    """
+    # One side of a cube of that share, relative to the canvas, then stretched at the same volume.
+    side = uniform(generator, *share) ** (1 / len(size))
+    half = math.log(aspect) / 2
+    stretch = [uniform(generator, -half, half) for _ in size]
+    middle = sum(stretch) / len(stretch)
+    spans = []
+    for length, log_factor in zip(size, stretch, strict=True):
+        extent = min(length, max(1, round(length * side * math.exp(log_factor - middle))))
+        start = int(uniform(generator, 0, length - extent + 1))
+        spans.append(slice(start, start + extent))
+    return tuple(spans)
