@@ -210,6 +210,30 @@ def test_predict_writes_results_for_odd_paths(folder, tmp_path, capsys):
     assert all(Path(file).exists() for file in row["files"])
 
 
+def test_predictions_become_a_dataset_and_broken_images_are_named(folder, tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((30, 41, 3), np.uint8)).save(pictures / name)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "labels"
+    line = ["predict", str(folder), str(pictures), "--out", str(out), "--as-labels"]
+    assert run([*line, "--threshold", "0.01", "--json"]) == 2
+    told = capsys.readouterr()
+    rows = json.loads(told.out.strip().splitlines()[-1])["results"]
+    assert sorted("error" in row for row in rows) == [False, False, True]
+    assert "1 of 3 images were not segmented" in told.err and "broken.png" in told.err
+    assert run(["data", "check", str(out), "--json"]) == 0
+    assert last_object(capsys)["ok"] is True
+    assert run(line) == 2, "what is there already is not written over"
+    assert "exists already; choose another folder" in capsys.readouterr().err
+    assert run([*line, "--cut-out", "all"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_data_is_made_and_checked(tmp_path, capsys):
     out = tmp_path / "my, data=1"
     assert (

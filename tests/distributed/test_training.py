@@ -87,6 +87,23 @@ def test_sharded_models_equal_one_process_and_resume_anywhere(data, tmp_path):
     assert_equal(one, third)
 
 
+TEACHER = [
+    "method=mean_teacher", "num_labeled_images=4", "warmup_steps=1", "unsup_rampup_steps=0", "method.decay=0.9",
+    "method.threshold=0.3", "max_steps=3", "epochs=-1", "trainer.log_every_n_steps=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_a_mean_teacher_on_two_processes_equals_one(data, tmp_path, strategy):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(arguments(data, one, *ONE, *TEACHER)) == 0
+    assert run(arguments(data, two, *TWO, *TEACHER, f"trainer={strategy}")) == 0
+    with (one / "metrics.csv").open() as file:
+        kept = [row["train/pseudo_instances"] for row in csv.DictReader(file)]
+    assert any(count and float(count) > 0 for count in kept), "without pseudo-labels nothing is compared"
+    assert_equal(one, two)
+
+
 @pytest.mark.slow
 def test_sharded_models_train_with_mixed_precision(data, tmp_path):
     folder = tmp_path / "run"

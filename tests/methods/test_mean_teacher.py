@@ -234,6 +234,26 @@ def test_a_run_goes_over_pairs_and_tells_what_it_learned_from(run):
     assert 0 < last["train/pseudo_share"] <= 1 and 0 <= last["train/pseudo_accuracy"] <= 1
 
 
+def test_the_teacher_moves_once_per_step_of_the_optimiser(tmp_path, monkeypatch):
+    moved = []
+    update = MeanTeacher.update_teacher
+    monkeypatch.setattr(
+        MeanTeacher, "update_teacher", lambda self: (moved.append(self.global_step), update(self))
+    )
+    train([*TINY, "accumulate_grad_batches=2", "epochs=3"], run_dir=str(tmp_path / "run"))
+    assert moved == [0, 1, 2]  # two batches in each epoch
+
+
+def test_thresholds_of_classes_are_taken_from_the_command_line(tmp_path):
+    never = "method.class_thresholds={background: 1.0, circle: 1.0, rectangle: 1.0, triangle: 1.0}"
+    steps = [
+        row for row in logged(train([*TINY, never], run_dir=str(tmp_path / "run"))) if "train/loss" in row
+    ]
+    assert [row["train/pseudo_share"] for row in steps if "train/pseudo_share" in row] == [0.0, 0.0]
+    with pytest.raises(ConfigError, match="'square' is no class; there are background, circle"):
+        train([*TINY, "method.class_thresholds={square: 0.5}"], run_dir=str(tmp_path / "other"))
+
+
 def test_the_teacher_is_what_is_given_out(run):
     state = torch.load(run.dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     model = pixvox.load(run.dir / "checkpoints" / "last.ckpt")

@@ -43,6 +43,25 @@ def test_instance_set_scores_both_dimensions(spatial_dims):
     assert math.isnan(metrics.compute()["AP"])
 
 
+@pytest.mark.parametrize("iou_types", [["bbox", "segm"], ["bbox"]])
+def test_instances_are_scored_per_class_on_request(iou_types):
+    names = ("disc", "ring")
+    metadata = Metadata("instance", 2, names, in_channels=1)
+    true, found = result(0), result(0)
+    true.instances.labels, found.instances.labels = torch.tensor([0, 1]), torch.tensor([0, 0])
+    for per_class in (None, False, True):
+        metrics = default_metrics(metadata, per_class=per_class, iou_types=iou_types)
+        metrics.update([found], [true])
+        scores = {name: value for name, value in metrics.compute().items() if "/" in name}
+        kinds = ("mask", "box") if "segm" in iou_types else ("box",)
+        assert set(scores) == (
+            {f"{kind}_AP/{name}" for kind in kinds for name in names} if per_class else set()
+        )
+        for kind in kinds if per_class else ():
+            assert scores[f"{kind}_AP/disc"] == pytest.approx(1.0)
+            assert scores[f"{kind}_AP/ring"] == 0
+
+
 def test_boxes_alone_are_scored_as_boxes():
     metrics = default_metrics(nuclei(2), iou_types=["bbox"])
     boxes = Segmentation(

@@ -97,7 +97,7 @@ def default_metrics(
     score_threshold: float | None = None,
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     max_detections: int | None = None,
-    per_class: bool = True,
+    per_class: bool | None = None,
     iou_types: Sequence[str] = ("bbox", "segm"),
 ) -> Metrics:
     """Return the metrics that suit a dataset, by its task and dimensions.
@@ -112,7 +112,8 @@ def default_metrics(
         score_threshold: Score from which a prediction is painted into the label map, in [0, 1]; None is 0.5.
         thresholds: IoU thresholds of matched scores.
         max_detections: Detections per image and class of the dense COCO scores; None for all.
-        per_class: Add semantic scores per class.
+        per_class: Add the scores of each class: ``IoU/<class>`` and ``Dice/<class>``, ``mask_AP/<class>`` and
+            ``box_AP/<class>``; None adds those of class maps alone.
         iou_types: What instances are scored by; ``["bbox"]`` for models that predict no masks.
 
     Raises:
@@ -122,7 +123,10 @@ def default_metrics(
     if metadata.task == "semantic":
         metrics = {
             "semantic": SemanticScores(
-                len(metadata.class_names), metadata.class_names, metadata.ignore_index, per_class=per_class
+                len(metadata.class_names),
+                metadata.class_names,
+                metadata.ignore_index,
+                per_class=per_class is not False,
             )
         }
         return Metrics(metrics, best_by or "max:mIoU")
@@ -137,7 +141,7 @@ def default_metrics(
             f"no metrics are known for task {metadata.task!r}; it is 'instance', 'semantic' or 'panoptic'"
         )
     if "segm" not in iou_types:
-        return _box_metrics(metadata, iou_types, best_by, max_detections)
+        return _box_metrics(metadata, iou_types, best_by, max_detections, per_class is True)
     metrics = {
         "label_map": LabelMapScores(
             thresholds,
@@ -147,13 +151,17 @@ def default_metrics(
     }
     if metadata.spatial_dims == 2:
         metrics = {
-            "coco": CocoAveragePrecision(iou_types, max_detections, class_names=metadata.class_names)
+            "coco": CocoAveragePrecision(iou_types, max_detections, per_class is True, metadata.class_names)
         } | metrics
     return Metrics(metrics, best_by or "max:AP")
 
 
 def _box_metrics(
-    metadata: Metadata, iou_types: Sequence[str], best_by: str | None, max_detections: int | None
+    metadata: Metadata,
+    iou_types: Sequence[str],
+    best_by: str | None,
+    max_detections: int | None,
+    per_class: bool,
 ) -> Metrics:
     """Return the metrics of models that predict no masks."""
     if metadata.spatial_dims != 2:
@@ -161,5 +169,5 @@ def _box_metrics(
             "boxes of volumes have no scores of their own yet; train with masks, as with head.masks=true, or leave "
             "metrics.iou_types as it is"
         )
-    coco = CocoAveragePrecision(iou_types, max_detections, class_names=metadata.class_names)
+    coco = CocoAveragePrecision(iou_types, max_detections, per_class, metadata.class_names)
     return Metrics({"coco": coco}, best_by or "max:box_AP")

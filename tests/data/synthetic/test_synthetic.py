@@ -66,6 +66,36 @@ def test_image_size_and_channels_are_options(channels):
     assert shapes.metadata.in_channels == channels
 
 
+def test_aspect_is_that_of_rectangles():
+    options = {"image_size": 96, "count": (1, 1), "radius": (20, 20), "classes": ["rectangle"]}
+    shapes = Shapes(12, aspect=(0.2, 0.2), **options)
+    whole = 4 * 0.2 * 400 / (1 + 0.2**2)
+    assert max(int((shapes[i].layers > 0).sum()) for i in range(12)) == pytest.approx(whole, rel=0.06)
+
+
+def test_crosses_are_part_of_the_ground_and_move_no_shape():
+    plain, crossed = Shapes(4), Shapes(4, distractors=(3, 3))
+    for i in range(4):
+        ground = (plain[i].layers == 0)[0]
+        assert torch.equal(plain[i].layers, crossed[i].layers)
+        changed = (plain[i].image != crossed[i].image).any(0)
+        assert changed[ground].any()
+        assert not changed[~ground].any()
+
+
+def test_light_scales_all_intensities():
+    plain, dark = Shapes(1, noise=0.0), Shapes(1, noise=0.0, light=(0.25, 0.25))
+    bright = plain.render(0).image
+    unclipped = (bright > 0) & (bright < 255)
+    assert np.abs(dark.render(0).image - 0.25 * bright)[unclipped].max() <= 0.75  # both are rounded
+
+
+def test_class_shares_are_those_of_the_shapes_drawn():
+    shapes = Shapes(60, class_shares=[3, 1, 0], image_size=64, radius=(4, 6), count=(8, 8))
+    labels = torch.cat([shapes[i].labels for i in range(60)])
+    assert labels.bincount(minlength=3).div(len(labels)).tolist() == pytest.approx([0.75, 0.25, 0], abs=0.06)
+
+
 def test_semantic_shapes_have_background_in_front():
     instance, semantic = Shapes(2), Shapes(2, task="semantic")
     assert semantic.metadata.class_names[0] == "background"
@@ -182,6 +212,14 @@ def test_camera_offset_and_16_bit_range_are_kept():
         (lambda: Shapes(count=(3, 1)), "ascending"),
         (lambda: Shapes(overlap=2.0), "0..1"),
         (lambda: Shapes(channels=2), "grey"),
+        (
+            lambda: Shapes(aspect=(0.5, 1.5)),
+            "aspect must be an ascending pair of positive numbers, 1 at most",
+        ),
+        (lambda: Shapes(light=(0.0, 1.0)), "light must be an ascending pair of positive numbers, got"),
+        (lambda: Shapes(distractors=(3, 1)), "distractors"),
+        (lambda: Shapes(class_shares=[1, 2]), "class_shares are 3 numbers"),
+        (lambda: Shapes(class_shares=[0, 0, 0]), "not all 0"),
         (lambda: Nuclei3d(radius=(0, 1)), "positive"),
         (lambda: Nuclei3d(spacing=(1, 1)), "three values"),
         (lambda: Nuclei3d(stripes=1.0), "0..1"),

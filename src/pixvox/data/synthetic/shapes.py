@@ -32,7 +32,11 @@ class Shapes(Dataset):
         contrast: Least difference of a shape's colour from the middle grey of the ground, in grey levels of
             255.
         min_area: Shapes of which fewer pixels are seen do not exist.
+        aspect: Smallest and largest ratio of the short to the long side of a rectangle, in (0, 1].
+        distractors: Fewest and most crosses per image that lie under the shapes and are part of the ground.
+        light: Darkest and brightest exposure: the factor of all intensities of an image.
         classes: Which of circle, rectangle and triangle.
+        class_shares: Share of each class among the shapes; all alike when None.
         channels: 3 for colour, 1 for grey.
         task: ``"instance"``; ``"semantic"`` with a background class in front; ``"panoptic"`` with the ground as
             a stuff class at the end.
@@ -59,7 +63,11 @@ class Shapes(Dataset):
         texture: float = 20.0,
         contrast: float = 40.0,
         min_area: int = 20,
+        aspect: Sequence[float] = (0.5, 1.0),
+        distractors: Sequence[int] = (0, 0),
+        light: Sequence[float] = (1.0, 1.0),
         classes: Sequence[str] = CLASSES,
+        class_shares: Sequence[float] | None = None,
         channels: int = 3,
         task: Literal["instance", "semantic", "panoptic"] = "instance",
         percentiles: Sequence[float] = (1.0, 99.8),
@@ -73,11 +81,17 @@ class Shapes(Dataset):
             raise ValueError(f"count {list(count)} and radius {list(radius)} must be ascending and positive")
         if not 0 <= overlap <= 1:
             raise ValueError(f"overlap is a share, 0..1, got {overlap}")
+        _check_range("aspect", aspect, 1.0)
+        _check_range("light", light)
+        if not 0 <= distractors[0] <= distractors[1]:
+            raise ValueError(f"distractors are fewest and most, ascending, got {list(distractors)}")
         self.num_images, self.seed = num_images, seed
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.height, self.width = (int(length) for length in size)
         self.count, self.radius, self.overlap = tuple(count), tuple(radius), overlap
         self.noise, self.texture, self.contrast, self.min_area = noise, texture, contrast, min_area
+        self.aspect, self.distractors, self.light = tuple(aspect), tuple(distractors), tuple(light)
+        self.class_shares = None if class_shares is None else _normalised(class_shares, len(classes))
         self.classes, self.channels = tuple(classes), channels
         self.percentiles = (float(percentiles[0]), float(percentiles[1]))
         names = {
@@ -101,12 +115,12 @@ class Shapes(Dataset):
     def render(self, index: int) -> Scene:
         """Draw image ``index`` as uint8 with its truth."""
         random = np.random.default_rng((self.seed, index))
-        canvas = 127.5 + self._ground(random)
+        canvas = self._with_crosses(127.5 + self._ground(random), index)
         label_map = np.zeros((self.height, self.width), np.int32)
         labels: list[int] = []
         full: list[int] = []  # areas as drawn, before later shapes covered a part
         for _ in range(int(random.integers(self.count[0], self.count[1] + 1))):
-            kind = int(random.integers(len(self.classes)))
+            kind = self._kind(random)
             mask = self._outline(self.classes[kind], random)
             colour = self._colour(random)
             grain = 0.25 * self.texture * random.standard_normal(mask.shape)
@@ -117,8 +131,24 @@ class Shapes(Dataset):
             label_map[mask] = len(labels)
             canvas = np.where(mask, colour[:, None, None] + grain, canvas)
         canvas = canvas + self.noise * random.standard_normal(canvas.shape)
+        canvas = random.uniform(self.light[0], self.light[1]) * canvas
         image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
         return Scene(image, label_map, np.array(labels, np.int64))
+
+    def _kind(self, random: np.random.Generator) -> int:
+        """Draw a class."""
+        if self.class_shares is None:
+            return int(random.integers(len(self.classes)))
+        return int(random.choice(len(self.classes), p=self.class_shares))
+
+    def _with_crosses(self, canvas: np.ndarray, index: int) -> np.ndarray:
+        """Return the ground with crosses on it; the shapes of the image are the same without them."""
+        random = np.random.default_rng((self.seed, index, 1))
+        for _ in range(int(random.integers(self.distractors[0], self.distractors[1] + 1))):
+            mask = self._outline("cross", random)
+            grain = 0.25 * self.texture * random.standard_normal(mask.shape)
+            canvas = np.where(mask, self._colour(random)[:, None, None] + grain, canvas)
+        return canvas
 
     def _ground(self, random: np.random.Generator) -> np.ndarray:
         """Return a smooth random field per channel: a few plane waves."""
@@ -144,7 +174,7 @@ class Shapes(Dataset):
         radius = random.uniform(self.radius[0], self.radius[1])
         centre = random.uniform(0, 1, 2) * (self.height - 1, self.width - 1)
         angle = random.uniform(0, 2 * math.pi)
-        aspect = random.uniform(0.5, 1.0)
+        aspect = random.uniform(self.aspect[0], self.aspect[1])
         rows, columns = np.mgrid[: self.height, : self.width]
         down, right = rows - centre[0], columns - centre[1]
         along = math.cos(angle) * right + math.sin(angle) * down
@@ -154,7 +184,23 @@ class Shapes(Dataset):
         elif kind == "rectangle":
             half_length = radius / math.hypot(1, aspect)
             inside = (np.abs(along) <= half_length) & (np.abs(across) <= aspect * half_length)
+        elif kind == "cross":
+            arms = np.minimum(np.abs(along), np.abs(across)) <= radius / 4
+            inside = arms & (np.maximum(np.abs(along), np.abs(across)) <= radius)
         else:  # an equilateral triangle: three half-planes at half the radius of its outer circle
             third = math.sqrt(3) / 2
             inside = (-along <= radius / 2) & (np.abs(across) * third + along / 2 <= radius / 2)
         return np.asarray(inside)
+
+
+def _check_range(name: str, values: Sequence[float], most: float = math.inf) -> None:
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
+        limit = "" if math.isinf(most) else f", {most:g} at most"
+        raise ValueError(f"{name} must be an ascending pair of positive numbers{limit}, got {list(values)}")
+
+
+def _normalised(shares: Sequence[float], count: int) -> np.ndarray:
+    values = np.array(shares, dtype=np.float64)
+    if values.shape != (count,) or not (values >= 0).all() or not values.sum() > 0:
+        raise ValueError(f"class_shares are {count} numbers of 0 or above, not all 0, got {list(shares)}")
+    return np.asarray(values / values.sum())
