@@ -8,13 +8,11 @@ and runs that are finished in FOLDER are not repeated. `docs/how-to/edge-cases.m
 """
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from runs import Job, finish, main, parse, parser, result_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,9 @@ FINER_GRIDS = ("head.num_grids=[32,24,16,8]",)
 CASES = {
     "small_objects": Case(
         probe=(),
-        remedy=(*FINER_GRIDS, "head.scale_ranges=[[0,10],[8,16],[14,32],[28,128]]"),
+        remedy=(
+            "backbone.strides=[2,4,8,16]", *FINER_GRIDS, "head.scale_ranges=[[0,10],[8,16],[14,32],[28,128]]"
+        ),
         plain=("data.train.radius=[3,8]", "data.train.count=[4,12]", "data.train.min_area=8"),
     ),
     "overlapping_objects": Case(
@@ -71,7 +71,8 @@ CASES = {
     "domain_shift": Case(
         probe=tuple(f"data.val.{key}={value}" for key, value in SHIFT.items()),
         remedy=(
-            "method=mean_teacher", "warmup_steps=500", "unsup_rampup_steps=300", "method.decay=0.99",
+            "method=mean_teacher", "warmup_steps=400", "unsup_rampup_steps=200", "method.decay=0.99",
+            "method.ignore_above=0.1",
             "+transforms/views@transforms.strong=strong",
             "++data.unlabelled._target_=pixvox.data.synthetic.shapes.Shapes", "++data.unlabelled.seed=2",
             "++data.unlabelled.num_images=2048",
@@ -81,87 +82,48 @@ CASES = {
 }  # fmt: skip
 
 
-def run_one(overrides: list[str], probe: list[str], run_dir: Path, result_file: Path) -> None:
-    """Train a model in this process unless it is there, and score it on a probe set."""
+def train_and_score(job: Job) -> Job:
+    """Train a model unless it is there, and score it on a probe set."""
     from pixvox.evaluation import evaluate
     from pixvox.training.train import train
 
+    run_dir = Path(job["run_dir"])
     if not (run_dir / "summary.json").exists():
         shutil.rmtree(run_dir, ignore_errors=True)
-        train([*overrides, f"run_dir={run_dir}"])
-    scores = evaluate(run_dir, overrides=["metrics.per_class=true", "data.val.num_images=256", *probe])
-    scores["images_per_second"] = 1 / scores.pop("seconds_per_image")
-    result_file.write_text(
-        json.dumps({"overrides": overrides, "probe": probe, "scores": scores}, indent=2) + "\n"
-    )
+        train([*job["overrides"], f"run_dir={run_dir}"])
+    scores = evaluate(run_dir, overrides=["metrics.per_class=true", "data.val.num_images=256", *job["probe"]])
+    return {**scores, "images_per_second": 1 / scores["seconds_per_image"]}
 
 
-def launch(case: str, arm: str, options: argparse.Namespace) -> dict[str, float] | None:
-    """Return the scores of one model on the probe set of a case; None where its process failed."""
+def scores_of(case: str, arm: str, options: argparse.Namespace) -> Job | None:
+    """Return the scores of one model on the probe set of a case."""
     chosen = CASES[case]
     overrides = [
         "experiment=shapes_solov2", f"max_steps={options.steps}", "epochs=-1", f"val_every_n_epoch={10**6}",
         *chosen.plain, *(chosen.remedy if arm == "remedy" else ()), *options.overrides,
     ]  # fmt: skip
     name = "standard" if arm == "plain" and not chosen.plain else f"{case}_{arm}"
-    folder = options.out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{case}_{arm}.json"
-    job = {
-        "overrides": overrides,
-        "probe": list(chosen.probe),
-        "run_dir": str(folder / name),
-        "file": str(file),
-    }
-    if file.exists():
-        earlier = json.loads(file.read_text())
-        if [earlier["overrides"], earlier["probe"]] == [job["overrides"], job["probe"]]:
-            return dict(earlier["scores"])
-        sys.exit(f"{file} was made with {earlier['overrides']}; give another --out")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(job)], env=environment)
-    return dict(json.loads(file.read_text())["scores"]) if done.returncode == 0 else None
+    job = {"overrides": overrides, "probe": list(chosen.probe), "run_dir": str(options.out / name)}
+    return result_of(job, options.out / f"{case}_{arm}.json", options)
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Return what each case scores plainly and with the remedy, as a table in Markdown."""
-    lines = [["case", "score", "plain", "with the remedy"], ["---", "---", "---:", "---:"]]
-    for case, arms in results.items():
+def benchmark() -> None:
+    """Train what is missing and print the table."""
+    made = parser(__doc__, "runs/edge_cases")
+    made.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES))
+    made.add_argument("--steps", type=int, default=1000)
+    options = parse(made)
+    lines = [["case", "score", "plain", "with the remedy"]]
+    for case in options.cases:
+        plain, remedy = (scores_of(case, arm, options) for arm in ("plain", "remedy"))
+        if plain is None or remedy is None:
+            continue
         for score in CASES[case].scores:
             digits = 1 if score == "images_per_second" else 3
-            values = [f"{arms[arm][score]:.{digits}f}" for arm in ("plain", "remedy")]
+            values = [f"{scores[score]:.{digits}f}" for scores in (plain, remedy)]
             lines.append([case.replace("_", " "), score.replace("_", " "), *values])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def main() -> None:
-    """Train what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES))
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, in each run")
-    parser.add_argument("--out", type=Path, default=Path("runs/edge_cases"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    options, rest = parser.parse_known_args()
-    if options.one is not None:
-        job = json.loads(options.one)
-        run_one(job["overrides"], job["probe"], Path(job["run_dir"]), Path(job["file"]))
-        return
-    unknown = [word for word in rest if "=" not in word]
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    options.overrides = rest
-    results = {}
-    for case in options.cases:
-        arms = {arm: launch(case, arm, options) for arm in ("plain", "remedy")}
-        if None not in arms.values():
-            results[case] = arms
-    if not results:
-        sys.exit("no run has finished")
-    text = table(results)
-    (options.out / "edge_cases.md").write_text(text + "\n")
-    print(f"\n{text}")
+    finish(lines, options.out / "edge_cases.md", left=2)
 
 
 if __name__ == "__main__":
-    main()
+    main(train_and_score, benchmark)

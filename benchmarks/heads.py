@@ -10,15 +10,12 @@ are those of training, its validations included; images per second are those of 
 """
 
 import argparse
-import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+
+from runs import Job, cpu_seconds, finish, main, parse, parser, result_of
 
 HEADS = ("deformable_detr", "lw_detr", "mask2former", "maskdino", "hybrid")
 BASES = {2: "shapes", 3: "nuclei3d"}
@@ -46,21 +43,18 @@ def overrides_of(head: str, dims: int) -> list[str]:
     return [f"experiment={base}", f"head={head}"]
 
 
-def run_one(head: str, dims: int, folder: Path, extra: list[str]) -> None:
-    """Train and score one head in this process; write ``result.json`` into ``folder``."""
+def train_and_score(job: Job) -> Job:
+    """Train and score one head."""
     from pixvox.evaluation import evaluate
     from pixvox.training.train import train
 
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(job["run_dir"], ignore_errors=True)
     started, cpu = time.perf_counter(), cpu_seconds()
-    run = train([*overrides_of(head, dims), f"run_dir={folder}", *extra])
+    run = train([*job["overrides"], f"run_dir={job['run_dir']}"])
     wall, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     peak = run.summary["peak_memory_mib"]  # of training; what evaluation needs is less
     scores = evaluate(run.dir)
-    result = {
-        "head": head,
-        "dims": dims,
-        "overrides": extra,
+    return {
         "steps": run.summary["steps"],
         "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
         "cpu_seconds": round(cpu),
@@ -70,79 +64,45 @@ def run_one(head: str, dims: int, folder: Path, extra: list[str]) -> None:
         "peak_mib": round(peak["host"]) if "host" in peak else None,
         "peak_cuda_mib": round(peak["cuda"]) if "cuda" in peak else None,
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of the workers that have ended."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+def result(head: str, options: argparse.Namespace) -> Job | None:
+    """Return the result of one head."""
+    name = f"{BASES[options.data_dims]}_{head}"
+    job = {
+        "overrides": [*overrides_of(head, options.data_dims), *options.overrides],
+        "run_dir": str(options.out / name),
+    }
+    return result_of(job, options.out / f"{name}.json", options)
 
 
-def launch(head: str, dims: int, folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the result of a run, trained first unless it is there; None where it failed."""
-    file = folder / "result.json"
-    if file.exists():
-        earlier: dict[str, Any] = json.loads(file.read_text())
-        if earlier["overrides"] == options.overrides:
-            return earlier
-        sys.exit(f"{file} was made with {earlier['overrides']}, not {options.overrides}; give another --out")
-    command = [sys.executable, __file__, "--data-dims", str(dims), "--heads", head, "--one", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    if options.cpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run([*command, *options.overrides], env=environment)
-    return json.loads(file.read_text()) if done.returncode == 0 else None
+def row(head: str, result: Job, dims: int, costs: list[str]) -> list[str]:
+    """Return scores and costs of one head."""
+    scores = [result["scores"][name] for name in SCORES[dims].values()]
+    return [
+        head,
+        *("-" if score is None else f"{score:.3f}" for score in scores),
+        *(str(result[c]) for c in costs),
+    ]
 
 
-def table(results: list[dict[str, Any]], dims: int) -> str:
-    """Return the results as a table in Markdown."""
-    costs = [name for name in COSTS if any(result[name] is not None for result in results)]
-    titles = ["head", *SCORES[dims], *(name.replace("_", " ") for name in costs)]
-    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1)]
-    for result in results:
-        scores = [
-            "-" if result["scores"][name] is None else f"{result['scores'][name]:.3f}"
-            for name in SCORES[dims].values()
-        ]
-        lines.append([result["head"], *scores, *(str(result[name]) for name in costs)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def main() -> None:
+def benchmark() -> None:
     """Train what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dims", type=int, choices=sorted(BASES), default=2)
-    parser.add_argument("--heads", nargs="+", default=list(HEADS))
-    parser.add_argument("--out", type=Path, default=Path("runs/heads"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, in each run")
-    parser.add_argument("--cpu", action="store_true", help="also where there is a GPU")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    options, rest = parser.parse_known_args()
-    # Words with "=" are overrides wherever they stand: also behind the names of heads.
-    words = [*options.heads, *rest]
-    options.overrides = [word for word in words if "=" in word]
+    made = parser(__doc__, "runs/heads")
+    made.add_argument("--data-dims", type=int, choices=sorted(BASES), default=2)
+    made.add_argument("--heads", nargs="+", default=list(HEADS))
+    options = parse(made)
+    options.overrides += [word for word in options.heads if "=" in word]
     heads = [word for word in options.heads if "=" not in word]
-    unknown = [word for word in rest if "=" not in word]
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    if options.one is not None:
-        run_one(heads[0], options.data_dims, options.one, options.overrides)
-        return
-    results = []
-    for head in heads:
-        result = launch(head, options.data_dims, options.out / f"{BASES[options.data_dims]}_{head}", options)
-        if result is not None:
-            results.append(result)
-    if not results:
-        sys.exit("no run has finished")
-    text = table(results, options.data_dims)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{BASES[options.data_dims]}.md").write_text(text + "\n")
-    print(f"\n{text}")
-    if len(results) < len(heads):
-        sys.exit(f"{len(heads) - len(results)} of {len(heads)} runs failed; start again to go on with them")
+    found = {head: result(head, options) for head in heads}
+    done = {head: each for head, each in found.items() if each is not None}
+    costs = [name for name in COSTS if any(each[name] is not None for each in done.values())]
+    titles = ["head", *SCORES[options.data_dims], *(name.replace("_", " ") for name in costs)]
+    rows = [row(head, each, options.data_dims, costs) for head, each in done.items()]
+    finish([titles, *rows], options.out / f"{BASES[options.data_dims]}.md")
+    if len(done) < len(heads):
+        sys.exit(f"{len(heads) - len(done)} of {len(heads)} runs failed; start again to go on with them")
 
 
 if __name__ == "__main__":
-    main()
+    main(train_and_score, benchmark)

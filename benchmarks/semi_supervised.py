@@ -9,15 +9,10 @@ that are finished in FOLDER are not repeated.
 """
 
 import argparse
-import json
-import math
-import os
 import shutil
 import statistics
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+
+from runs import Job, cpu_seconds, finish, main, parse, parser, result_of
 
 ARMS = {
     "supervised": ["method=supervised"],
@@ -25,103 +20,63 @@ ARMS = {
 }
 
 
-def run_one(overrides: list[str], data: str | None, folder: Path, scores: list[str]) -> None:
-    """Train one arm in this process; write ``result.json`` into ``folder``."""
+def train_one(job: Job) -> Job:
+    """Train one arm."""
     from pixvox.training.train import train
 
-    shutil.rmtree(folder, ignore_errors=True)
-    before = os.times()
-    run = train([*overrides, f"run_dir={folder}"], data=data)
-    after = os.times()
+    shutil.rmtree(job["run_dir"], ignore_errors=True)
+    before = cpu_seconds()
+    run = train([*job["overrides"], f"run_dir={job['run_dir']}"], data=job["data"])
     # The last epoch is the only one that is validated, so the best scores are the last.
-    result = {
-        "overrides": overrides,
-        "scores": {name: run.metrics[name] for name in scores},
-        "cpu_seconds": round(after.user + after.system - before.user - before.system),
-    }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    return {"scores": dict(run.metrics), "cpu_seconds": round(cpu_seconds() - before)}
 
 
-def arm_overrides(options: argparse.Namespace, arm: str, labels: float, seed: int) -> list[str]:
-    """Return the overrides of one run."""
-    return [
+def result(options: argparse.Namespace, arm: str, labels: float, seed: int) -> Job | None:
+    """Return the result of one run."""
+    name = f"{options.experiment}_{labels:g}_{arm.replace(' ', '_')}_{seed}"
+    overrides = [
         f"experiment={options.experiment}", *ARMS[arm], f"num_labeled_images={labels:g}", f"seed={seed}",
         f"max_steps={options.steps}", "epochs=-1", f"val_every_n_epoch={10**6}",
         *(options.teacher if arm == "mean teacher" else ()), *options.overrides,
     ]  # fmt: skip
+    job = {"overrides": overrides, "data": options.data, "run_dir": str(options.out / name)}
+    return result_of(job, options.out / f"{name}.json", options)
 
 
-def launch(options: argparse.Namespace, arm: str, labels: float, seed: int) -> dict[str, Any] | None:
-    """Return the result of a run, trained first unless it is there; None where it failed."""
-    name = f"{options.experiment}_{labels:g}_{arm.replace(' ', '_')}_{seed}"
-    folder = (options.out / name).resolve()
-    overrides = arm_overrides(options, arm, labels, seed)
-    file = folder / "result.json"
-    if file.exists():
-        earlier: dict[str, Any] = json.loads(file.read_text())
-        if earlier["overrides"] == overrides:
-            return earlier
-        sys.exit(f"{file} was made with {earlier['overrides']}; give another --out")
-    job = {"overrides": overrides, "data": options.data, "folder": str(folder), "scores": options.scores}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(job)], env=environment)
-    return json.loads(file.read_text()) if done.returncode == 0 else None
+def row(labels: float, arm: str, runs: list[Job], scores: list[str]) -> list[str]:
+    """Return mean and standard deviation of the seeds of an arm."""
+    cells = []
+    for name in scores:
+        values = [run["scores"][name] for run in runs]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.3f}{spread}")
+    seconds = round(statistics.mean(run["cpu_seconds"] for run in runs))
+    return [f"{labels:g}", arm, *cells, str(len(runs)), str(seconds)]
 
 
-def table(results: dict[tuple[float, str], list[dict[str, Any]]], scores: list[str]) -> str:
-    """Return mean and standard deviation of each arm as a table in Markdown."""
-    lines = [
-        ["labels", "method", *scores, "runs", "CPU seconds"],
-        ["---:", "---", *["---:"] * (len(scores) + 2)],
-    ]
-    for (labels, arm), runs in results.items():
-        cells = []
-        for name in scores:
-            values = [run["scores"][name] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else math.nan
-            cells.append(
-                f"{statistics.mean(values):.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
-            )
-        seconds = round(statistics.mean(run["cpu_seconds"] for run in runs))
-        lines.append([f"{labels:g}", arm, *cells, str(len(runs)), str(seconds)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def main() -> None:
+def benchmark() -> None:
     """Train what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--experiment", default="shapes_solov2")
-    parser.add_argument("--data", help="path of a dataset, for experiments on one")
-    parser.add_argument("--labels", type=float, nargs="+", default=[0.02, 0.1], help="shares of the labels")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--scores", nargs="+", default=["AP", "AP50"])
-    parser.add_argument("--teacher", nargs="*", default=[], help="overrides for the mean teacher alone")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, in each run")
-    parser.add_argument("--out", type=Path, default=Path("runs/semi_supervised"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    options, rest = parser.parse_known_args()
-    if options.one is not None:
-        job = json.loads(options.one)
-        run_one(job["overrides"], job["data"], Path(job["folder"]), job["scores"])
-        return
-    unknown = [word for word in rest if "=" not in word]
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    options.overrides = rest
-    results: dict[tuple[float, str], list[dict[str, Any]]] = {
+    made = parser(__doc__, "runs/semi_supervised")
+    made.add_argument("--experiment", default="shapes_solov2")
+    made.add_argument("--data", help="path of a dataset, for experiments on one")
+    made.add_argument("--labels", type=float, nargs="+", default=[0.02, 0.1], help="shares of the labels")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--steps", type=int, default=1000)
+    made.add_argument("--scores", nargs="+", default=["AP", "AP50"])
+    made.add_argument("--teacher", nargs="*", default=[], help="overrides for the mean teacher alone")
+    options = parse(made)
+    results: dict[tuple[float, str], list[Job]] = {
         (labels, arm): [] for labels in options.labels for arm in ARMS
     }
     for seed in options.seeds:
         for labels, arm in results:
-            result = launch(options, arm, labels, seed)
-            if result is not None:
-                results[labels, arm].append(result)
-    text = table({key: runs for key, runs in results.items() if runs}, options.scores)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{options.experiment}.md").write_text(text + "\n")
-    print(f"\n{text}")
+            found = result(options, arm, labels, seed)
+            if found is not None:
+                results[labels, arm].append(found)
+    rows = [row(labels, arm, runs, options.scores) for (labels, arm), runs in results.items() if runs]
+    titles = ["labels", "method", *options.scores, "runs", "CPU seconds"]
+    finish([titles, *rows], options.out / f"{options.experiment}.md", left=2)
 
 
 if __name__ == "__main__":
-    main()
+    main(train_one, benchmark)

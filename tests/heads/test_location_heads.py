@@ -1,6 +1,5 @@
 """The SOLO heads in volumes, with ignored regions, padding and little memory."""
 
-import dataclasses
 
 import pytest
 import torch
@@ -215,19 +214,28 @@ def test_what_is_ignored_teaches_neither_class_nor_mask(kind):
     assert teaches[1].all()
     first = teaches[0, :36].view(6, 6)
     assert not first[3:, 3:].any() and first[:3].all()
-    # Of the same boxes, with other masks in what is ignored: the same lesson.
-    head.rule = dataclasses.replace(head.rule, centre="box")
+    alone = Instances(masks=masks[:1], labels=torch.tensor([0]))
     wider = masks.clone()
-    wider[0, 20:, 30:] = True
-    losses = [
-        head.loss(
-            outputs, [Instances(crowd.boxes, crowd.labels, each, ignore=crowd.ignore), Instances.empty(size)]
-        )
-        for each in (masks, wider)
-    ]
-    assert torch.equal(losses[0]["dice"], losses[1]["dice"])
-    losses = head.loss(outputs, [Instances(crowd.boxes, crowd.labels, wider), Instances.empty(size)])
-    assert not torch.equal(losses["dice"], head.loss(outputs, [crowd, Instances.empty(size)])["dice"])
+    wider[1] = True
+    wide = Instances(masks=wider, labels=crowd.labels, ignore=crowd.ignore)
+    dice = [head.loss(outputs, [each, Instances.empty(size)])["dice"] for each in (alone, crowd, wide)]
+    assert not torch.equal(dice[0], dice[1]) and not torch.equal(dice[1], dice[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_object_is_known_even_where_a_region_is_ignored(kind):
+    head, size = _head(kind, 2, [6, 4, 3], scale_ranges=EVERYWHERE), (32, 48)
+    masks = torch.zeros(1, *size, dtype=torch.bool)
+    masks[0, 4:28, 4:36] = True
+    alone = Instances(masks=masks, labels=torch.tensor([0]))
+    double = Instances(
+        masks=masks.repeat(2, 1, 1), labels=torch.tensor([0, 1]), ignore=torch.tensor([False, True])
+    )
+    outputs = head(_features(size))
+    losses = [head.loss(outputs, [each, Instances.empty(size)]) for each in (alone, double)]
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        assert torch.equal(value, losses[1][name]), name
 
 
 def test_maps_that_would_take_too_much_memory_are_refused_with_the_arithmetic():

@@ -64,6 +64,20 @@ def test_what_is_nearly_sure_may_be_ignored():
     assert found.ignore.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_doubles_of_what_is_sure_are_background(masked):
+    labeler = PseudoLabeler(ConfidenceThreshold(0.6), ignore_above=0.3)
+    masks = torch.zeros(4, *SIZE, dtype=torch.bool)
+    masks[0, :4, :4] = masks[1, :4, :3] = masks[2, :4, :2] = masks[3, :4, 2:6] = True
+    scores, labels = torch.tensor([0.5, 0.9, 0.4, 0.4]), torch.tensor([1, 0, 0, 0])
+    instances = Instances(masks=masks, scores=scores, labels=labels)
+    if not masked:
+        instances = Instances(instances.boxes, labels, scores=scores, size=SIZE)
+    (found,) = labeler([Segmentation(instances)], SIZE, 0).targets
+    assert found.ignore.tolist() == [False, True]
+    assert found.boxes.tolist() == [[0, 0, 3, 4], [2, 0, 6, 4]]
+
+
 @pytest.mark.parametrize(("option", "ignored"), [("skip", 1), ("background", 0)])
 def test_an_image_without_labels_teaches_nothing_or_that_it_is_empty(option, ignored):
     labeler = PseudoLabeler(ConfidenceThreshold(0.6), without_labels=option)

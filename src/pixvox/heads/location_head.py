@@ -273,7 +273,7 @@ class LocationHead(Head):
             label = torch.full_like(owners, NO_OBJECT)
             label[owned] = objects.labels[each.objects[owners[owned]]]
             labels.append(label)
-            learns.append(owned | ~_touched(ignored, grid, size))
+            learns.append(owned | ~_unknown(objects, ignored, grid, size))
             if self.one_object_per_cell:
                 last = owners[owned]
                 taught[i] = Taught(each.cells[last], each.objects[last])
@@ -395,7 +395,7 @@ class _Lesson:
         ignored: Its ignored ones.
         taught: Per level the cells that learn a mask, and the object of each.
         labels: Class of each cell of all levels, ``NO_OBJECT`` where there is none.
-        learns: False for cells without an object in an ignored region.
+        learns: False for cells in an ignored region where no object is.
     """
 
     objects: Instances
@@ -417,12 +417,17 @@ def _centres(grid: Sequence[int], size: Sequence[int], device: torch.device) -> 
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
-def _touched(ignored: Instances, grid: Sequence[int], size: Sequence[int]) -> Bool[Tensor, " cells"]:
-    """Return which cells have their centre in an ignored region."""
+def _unknown(
+    objects: Instances, ignored: Instances, grid: Sequence[int], size: Sequence[int]
+) -> Bool[Tensor, " cells"]:
+    """Return which cells have their centre in an ignored region and on no object: what covers them is unknown."""
     centres = _centres(grid, size, ignored.boxes.device)
     if len(ignored) == 0 or ignored.masks is None:
         return torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
-    return (ignored.masks.at(centres) > 0).any(dim=0)
+    unknown = (ignored.masks.at(centres) > 0).any(dim=0)
+    if len(objects) and objects.masks is not None:
+        unknown &= ~(objects.masks.at(centres) >= 0.5).any(dim=0)
+    return unknown
 
 
 @torch.no_grad()
@@ -433,7 +438,7 @@ def _truth(
     objects, place = torch.unique(taught.objects, return_inverse=True)
     masks = lesson.objects.masks[objects]  # type: ignore[index]
     truth = masks.at(_centres(grid, size, masks.device)) >= 0.5
-    known = ~_touched(lesson.ignored, grid, size) if len(lesson.ignored) else None
+    known = ~_unknown(lesson.objects, lesson.ignored, grid, size) if len(lesson.ignored) else None
     return truth, place, known
 
 

@@ -103,11 +103,14 @@ class PointDraw:
         num_candidates = int(self.oversample_ratio * self.num_points)
         total = self.num_points + num_candidates + self.num_points - num_uncertain
         places = random_points(total, valid_size, generator, instances.boxes.device)
-        # One unknown pixel among those that a point interpolates makes its truth unknown.
-        unknown = (ignored.at(places) > 0).any(dim=0).float() if len(ignored) else None
+        truth = masks.at(places)
+        unknown = None
+        if len(ignored):
+            # One ignored pixel among those that a point interpolates makes its truth unknown, but for objects there.
+            unknown = ((ignored.at(places) > 0).any(dim=0) & ~(truth >= 0.5).any(dim=0)).float()
         weight = None if unknown is None else 1 - unknown
         numbers = (self.num_points, num_candidates, num_uncertain)
-        return MaskPoints(places, masks.at(places), weight, unknown, *numbers)
+        return MaskPoints(places, truth, weight, unknown, *numbers)
 
 
 def _whole_grid(
@@ -115,7 +118,10 @@ def _whole_grid(
 ) -> MaskPoints:
     """Return every cell of the grid, with the share of its valid part that each mask fills."""
     truth, valid = masks.pool(grid, padded_size, valid_size)
-    unknown = ignored.pool(grid, padded_size, valid_size)[0].amax(dim=0).flatten() if len(ignored) else None
+    unknown = None
+    if len(ignored):
+        covered = ignored.pool(grid, padded_size, valid_size)[0].amax(dim=0)
+        unknown = (covered - truth.sum(dim=0)).clamp(min=0).flatten()  # objects are known, even there
     weight = valid.flatten() if unknown is None else valid.flatten() * (1 - unknown)
     return MaskPoints(None, truth.flatten(1), None if bool((weight == 1).all()) else weight, unknown)
 

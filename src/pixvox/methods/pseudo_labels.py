@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pixvox.ops.mask_nms import mask_nms
+from pixvox.ops.nms import nms
 from pixvox.ranges import check_at_least, check_shares
 from pixvox.structures import IGNORE_INDEX, Instances, Masks, Segmentation, Size, Targets
 
@@ -117,8 +119,8 @@ class PseudoLabeler:
 
     Args:
         threshold: Which predictions count.
-        ignore_above: Instances from this score up to the threshold are ignored instead of taken for background; None
-            takes them for background.
+        ignore_above: Instances from this score up to the threshold are ignored instead of taken for background, but for
+            doubles of those above it; None takes them for background.
         without_labels: ``"skip"`` lets an image without a pseudo-label teach nothing, ``"background"`` that it holds no
             object.
     """
@@ -175,7 +177,9 @@ class PseudoLabeler:
         sure = scores >= self.threshold.of(found.labels, step)
         if found.masks is not None:
             sure &= found.masks.areas() > 0
-        ignored = ~sure & (scores >= (2.0 if self.ignore_above is None else self.ignore_above))
+        ignored = torch.zeros_like(sure)
+        if self.ignore_above is not None:
+            ignored = _without_doubles(found, sure, ~sure & (scores >= self.ignore_above))
         if not sure.any() and self.without_labels == "skip":
             return _nothing_known(size, found.boxes.device)  # of boxes alone, too: its box is the image
         kept = found[sure | ignored]
@@ -195,6 +199,19 @@ def _probabilities(prediction: Segmentation) -> Tensor:
             "pseudo-labels need probabilities of classes; set head.gives_probabilities of the teacher"
         )
     return prediction.probabilities
+
+
+def _without_doubles(found: Instances, sure: Tensor, ignored: Tensor) -> Tensor:
+    """Return which of the ignored are no doubles, of any class: around what is sure, everything else is background."""
+    candidates = (sure | ignored).nonzero()[:, 0]
+    few, rank = found[candidates], sure[candidates].float()  # what is sure comes first
+    if few.masks is not None:
+        kept = mask_nms(few.masks, rank, torch.zeros_like(few.labels), 0.5)
+    else:
+        kept = nms(few.boxes, rank, 0.5)
+    single = torch.zeros_like(ignored)
+    single[candidates[kept]] = True
+    return ignored & single
 
 
 def _nothing_known(size: Size, device: torch.device) -> Instances:
