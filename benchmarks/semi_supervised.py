@@ -63,7 +63,13 @@ def benchmark() -> None:
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--steps", type=int, default=1000)
     made.add_argument("--scores", nargs="+", default=["AP", "AP50"])
-    made.add_argument("--teacher", nargs="*", default=[], help="overrides for the mean teacher alone")
+    made.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for the mean teacher alone; may be repeated",
+    )
     options = parse(made)
     results: dict[tuple[float, str], list[Job]] = {
         (labels, arm): [] for labels in options.labels for arm in ARMS

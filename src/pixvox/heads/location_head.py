@@ -136,7 +136,7 @@ class LocationHead(Head):
         matrix_sigma: float = 2.0,
         mask_nms_threshold: float | None = None,
         score_threshold: float = 0.05,
-        pseudo_label_threshold: float = 0.5,
+        pseudo_label_threshold: float = 0.4,
         confident_score: float = 0.3,
         detections_per_image: int | None = None,
     ) -> None:
