@@ -48,7 +48,11 @@ CASES = {
     ),
     "elongated_objects": Case(
         probe=("data.val.aspect=[0.12,0.25]",),
-        remedy=("transforms=crops", "transforms.train.steps.affine.aspect=3.0"),
+        remedy=(
+            "transforms=crops", "transforms.train.steps.affine.aspect=3.0",
+            *(f"transforms.train.steps.{step}=null" for step in ("brightness_contrast", "gamma", "noise", "blur")),
+        ),
+        plain=("data.train.classes=[rectangle]",),
     ),
     "lighting": Case(
         probe=("data.val.light=[0.25,1.0]",),
