@@ -1,6 +1,5 @@
 """The SOLO heads in volumes, with ignored regions, padding and little memory."""
 
-
 import pytest
 import torch
 

@@ -170,6 +170,17 @@ def test_what_was_found_is_logged(tmp_path, caplog):
     assert "1 images with annotations in" in caplog.text
 
 
+def test_images_without_labels_are_not_counted_as_annotated(tmp_path, caplog):
+    for name in "abc":
+        picture(tmp_path / "images" / "train" / f"{name}.png")
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / split / "a.png")
+        picture(tmp_path / "labels" / split / "a.png")
+    with caplog.at_level(logging.INFO):
+        open_dataset(tmp_path, task="instance")
+    assert "3 images, 1 of them with annotations in" in caplog.text
+
+
 def test_unknown_layout_names_what_was_looked_for_and_found(tmp_path):
     (tmp_path / "stuff").mkdir()
     with pytest.raises(DataError, match=r"annotations/\*\.json.*labels/train.*found stuff"):

@@ -178,11 +178,13 @@ _STATED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _log_found(dataset: Dataset, split: str, chosen: Split) -> None:
     data = dataset.metadata
+    missing = len(dataset.unlabelled_indices()) if chosen.annotations else 0
     logger.info(
-        "%s, split %s: %d images with %s; %s, %d-D, %d channels, classes: %s",
+        "%s, split %s: %d images%s with %s; %s, %d-D, %d channels, classes: %s",
         data.name,
         split,
         len(dataset),
+        f", {len(dataset) - missing} of them" if missing else "",
         f"annotations in {chosen.annotations}" if chosen.annotations else "no annotations",
         data.task,
         data.spatial_dims,
