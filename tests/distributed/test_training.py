@@ -93,7 +93,8 @@ TEACHER = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_mean_teacher_on_two_processes_equals_one(data, tmp_path, strategy):
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(arguments(data, one, *ONE, *TEACHER)) == 0
