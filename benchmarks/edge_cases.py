@@ -10,9 +10,9 @@ and runs that are finished in FOLDER are not repeated. `docs/how-to/edge-cases.m
 import argparse
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from runs import Job, finish, main, parse, parser, result_of
+from timing import compare
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Case:
         probe: Overrides of the data the two models are scored on, beside those of their training.
         remedy: Overrides of the training that is to help.
         plain: Overrides of both trainings; none is training on the standard images.
-        scores: What tells, as ``evaluate`` names it, or ``images_per_second``.
+        scores: What tells, as ``evaluate`` names it, or ``speed``: of predicting an image, against the plain model.
     """
 
     probe: tuple[str, ...]
@@ -70,7 +70,7 @@ CASES = {
     "real_time": Case(
         probe=(),
         remedy=("backbone.channels=[16,32,64,64]", "head.num_convs=1"),
-        scores=("AP", "AP50", "images_per_second"),
+        scores=("AP", "AP50", "speed"),
     ),
     "domain_shift": Case(
         probe=tuple(f"data.val.{key}={value}" for key, value in SHIFT.items()),
@@ -86,29 +86,77 @@ CASES = {
 }  # fmt: skip
 
 
-def train_and_score(job: Job) -> Job:
-    """Train a model unless it is there, and score it on a probe set."""
-    from pixvox.evaluation import evaluate
+def train_model(job: Job) -> Job:
+    """Train a model."""
     from pixvox.training.train import train
 
-    run_dir = Path(job["run_dir"])
-    if not (run_dir / "summary.json").exists():
-        shutil.rmtree(run_dir, ignore_errors=True)
-        train([*job["overrides"], f"run_dir={run_dir}"])
-    scores = evaluate(run_dir, overrides=["metrics.per_class=true", "data.val.num_images=256", *job["probe"]])
-    return {**scores, "images_per_second": 1 / scores["seconds_per_image"]}
+    shutil.rmtree(job["run_dir"], ignore_errors=True)
+    return {"steps": train([*job["overrides"], f"run_dir={job['run_dir']}"]).summary["steps"]}
 
 
-def scores_of(case: str, arm: str, options: argparse.Namespace) -> Job | None:
-    """Return the scores of one model on the probe set of a case."""
+def score(job: Job) -> Job:
+    """Score a model on a probe set."""
+    from pixvox.evaluation import evaluate
+
+    return dict(
+        evaluate(job["run"], overrides=["metrics.per_class=true", "data.val.num_images=256", *job["probe"]])
+    )
+
+
+def speed(job: Job) -> Job:
+    """Time two models in turns, each predicting the same generated images one at a time."""
+    import pixvox
+    from pixvox.data.synthetic.shapes import Shapes
+
+    shapes = Shapes(8, seed=3)
+    images = [shapes[i].image for i in range(len(shapes))]
+    models = [pixvox.load(run) for run in job["runs"]]
+    work = {
+        arm: lambda model=model: [model.predict(image) for image in images]
+        for arm, model in zip(("plain", "remedy"), models, strict=True)
+    }
+    times = compare("eight images, one at a time", work)
+    return {arm: times[arm]["ratio"] for arm in times}
+
+
+def work(job: Job) -> Job:
+    """Do one of the three."""
+    return {"train": train_model, "score": score, "speed": speed}[job["do"]](job)
+
+
+def trained(case: str, arm: str, options: argparse.Namespace) -> str | None:
+    """Return the run folder of one model; cases that begin from the same plain model share it."""
     chosen = CASES[case]
     overrides = [
         "experiment=shapes_solov2", f"max_steps={options.steps}", "epochs=-1", f"val_every_n_epoch={10**6}",
         *chosen.plain, *(chosen.remedy if arm == "remedy" else ()), *options.overrides,
     ]  # fmt: skip
-    name = "standard" if arm == "plain" and not chosen.plain else f"{case}_{arm}"
-    job = {"overrides": overrides, "probe": list(chosen.probe), "run_dir": str(options.out / name)}
-    return result_of(job, options.out / f"{case}_{arm}.json", options)
+    run = options.out / ("standard" if arm == "plain" and not chosen.plain else f"{case}_{arm}")
+    job = {"do": "train", "overrides": overrides, "run_dir": str(run)}
+    return None if result_of(job, run.with_suffix(".json"), options) is None else str(run)
+
+
+def compared(case: str, options: argparse.Namespace) -> dict[str, Job] | None:
+    """Return the scores of both models of a case; None where a process failed."""
+    runs = {arm: trained(case, arm, options) for arm in ("plain", "remedy")}
+    if None in runs.values():
+        return None
+    found: dict[str, Job] = {}
+    for arm, run in runs.items():
+        job = {"do": "score", "run": run, "probe": list(CASES[case].probe)}
+        scores = result_of(job, options.out / f"{case}_{arm}_scores.json", options)
+        if scores is None:
+            return None
+        found[arm] = scores
+    if "speed" in CASES[case].scores:
+        ratios = result_of(
+            {"do": "speed", "runs": list(runs.values())}, options.out / f"{case}_speed.json", options
+        )
+        if ratios is None:
+            return None
+        for arm, scores in found.items():
+            scores["speed"] = ratios[arm]
+    return found
 
 
 def benchmark() -> None:
@@ -119,15 +167,13 @@ def benchmark() -> None:
     options = parse(made)
     lines = [["case", "score", "plain", "with the remedy"]]
     for case in options.cases:
-        plain, remedy = (scores_of(case, arm, options) for arm in ("plain", "remedy"))
-        if plain is None or remedy is None:
-            continue
-        for score in CASES[case].scores:
-            digits = 1 if score == "images_per_second" else 3
-            values = [f"{scores[score]:.{digits}f}" for scores in (plain, remedy)]
-            lines.append([case.replace("_", " "), score.replace("_", " "), *values])
+        found = compared(case, options)
+        if found is not None:
+            for name in CASES[case].scores:
+                values = [f"{found[arm][name]:.3f}" for arm in ("plain", "remedy")]
+                lines.append([case.replace("_", " "), name.replace("_", " "), *values])
     finish(lines, options.out / "edge_cases.md", left=2)
 
 
 if __name__ == "__main__":
-    main(train_and_score, benchmark)
+    main(work, benchmark)
