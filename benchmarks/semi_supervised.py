@@ -1,9 +1,11 @@
-"""What unlabelled images add: supervised training on few labels against the same with a mean teacher.
+"""What unlabelled images add: supervised training on few labels against the same with a method that uses the others.
 
     python benchmarks/semi_supervised.py --experiment shapes_solov2 --labels 0.02 0.1 --out runs/semi [KEY=VALUE ...]
     python benchmarks/semi_supervised.py --experiment nuclei --data nuclei_dsb2018/ --labels 0.1 --seeds 0
+    python benchmarks/semi_supervised.py --experiment camvid --data camvid/ --labels 0.125 --scores mIoU \
+        --methods supervised mean_teacher unimatch
 
-Both arms of a seed take the same labelled images, first weights and number of steps; the scores are
+All arms of a seed take the same labelled images, first weights and number of steps; the scores are
 those of the last weights (of the teacher, where there is one) on the held-out split. Arms and seeds take turns. Runs
 that are finished in FOLDER are not repeated.
 """
@@ -13,11 +15,6 @@ import shutil
 import statistics
 
 from runs import Job, cpu_seconds, finish, main, parse, parser, result_of
-
-ARMS = {
-    "supervised": ["method=supervised"],
-    "mean teacher": ["method=mean_teacher"],
-}
 
 
 def train_one(job: Job) -> Job:
@@ -31,27 +28,27 @@ def train_one(job: Job) -> Job:
     return {"scores": dict(run.metrics), "cpu_seconds": round(cpu_seconds() - before)}
 
 
-def result(options: argparse.Namespace, arm: str, labels: float, seed: int) -> Job | None:
+def result(options: argparse.Namespace, method: str, labels: float, seed: int) -> Job | None:
     """Return the result of one run."""
-    name = f"{options.experiment}_{labels:g}_{arm.replace(' ', '_')}_{seed}"
+    name = f"{options.experiment}_{labels:g}_{method}_{seed}"
     overrides = [
-        f"experiment={options.experiment}", *ARMS[arm], f"num_labeled_images={labels:g}", f"seed={seed}",
+        f"experiment={options.experiment}", f"method={method}", f"num_labeled_images={labels:g}", f"seed={seed}",
         f"max_steps={options.steps}", "epochs=-1", f"val_every_n_epoch={10**6}",
-        *(options.teacher if arm == "mean teacher" else ()), *options.overrides,
+        *(options.teacher if method != "supervised" else ()), *options.overrides,
     ]  # fmt: skip
     job = {"overrides": overrides, "data": options.data, "run_dir": str(options.out / name)}
     return result_of(job, options.out / f"{name}.json", options)
 
 
-def row(labels: float, arm: str, runs: list[Job], scores: list[str]) -> list[str]:
-    """Return mean and standard deviation of the seeds of an arm."""
+def row(labels: float, method: str, runs: list[Job], scores: list[str]) -> list[str]:
+    """Return mean and standard deviation of the seeds of a method."""
     cells = []
     for name in scores:
         values = [run["scores"][name] for run in runs]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.3f}{spread}")
     seconds = round(statistics.mean(run["cpu_seconds"] for run in runs))
-    return [f"{labels:g}", arm, *cells, str(len(runs)), str(seconds)]
+    return [f"{labels:g}", method.replace("_", " "), *cells, str(len(runs)), str(seconds)]
 
 
 def benchmark() -> None:
@@ -62,24 +59,25 @@ def benchmark() -> None:
     made.add_argument("--labels", type=float, nargs="+", default=[0.02, 0.1], help="shares of the labels")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--steps", type=int, default=1000)
+    made.add_argument("--methods", nargs="+", default=["supervised", "mean_teacher"])
     made.add_argument("--scores", nargs="+", default=["AP", "AP50"])
     made.add_argument(
         "--teacher",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="for the mean teacher alone; may be repeated",
+        help="for methods with a teacher alone; may be repeated",
     )
     options = parse(made)
     results: dict[tuple[float, str], list[Job]] = {
-        (labels, arm): [] for labels in options.labels for arm in ARMS
+        (labels, method): [] for labels in options.labels for method in options.methods
     }
     for seed in options.seeds:
-        for labels, arm in results:
-            found = result(options, arm, labels, seed)
+        for labels, method in results:
+            found = result(options, method, labels, seed)
             if found is not None:
-                results[labels, arm].append(found)
-    rows = [row(labels, arm, runs, options.scores) for (labels, arm), runs in results.items() if runs]
+                results[labels, method].append(found)
+    rows = [row(labels, method, runs, options.scores) for (labels, method), runs in results.items() if runs]
     titles = ["labels", "method", *options.scores, "runs", "CPU seconds"]
     finish([titles, *rows], options.out / f"{options.experiment}.md", left=2)
 
