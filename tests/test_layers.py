@@ -1,8 +1,7 @@
 import pytest
 import torch
-from torch import nn
 
-from pixvox.layers import ConvNormAct, conv, lift_to_3d, norm, per_axis, resize
+from pixvox.layers import ConvNormAct, conv, norm, per_axis, resize
 
 
 @pytest.mark.parametrize("size", [(9, 14), (5, 9, 14)])
@@ -44,38 +43,3 @@ def test_convolution_has_a_bias_only_without_norm():
 def test_resize_to_the_same_size_is_identity(dims):
     x = torch.randn(1, 2, *range(3, 3 + dims))
     assert resize(x, x.shape[2:]) is x
-
-
-def _network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2),
-        nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
-        nn.Conv2d(4, 3, 1),
-    ).eval()
-
-
-@pytest.mark.parametrize("depth_stride", [1, 2])
-def test_lifted_network_on_one_slice_equals_the_2d_network(depth_stride):
-    x = torch.randn(2, 2, 19, 26)
-    expected = _network()(x)
-    lifted = lift_to_3d(_network(), depth_stride=depth_stride).eval()
-    assert torch.allclose(lifted(x[:, :, None])[:, :, 0], expected, atol=1e-6)
-
-
-def test_lifted_network_on_equal_slices_equals_the_2d_network_on_each():
-    x = torch.randn(1, 2, 19, 26)
-    expected = _network()(x)
-    lifted = lift_to_3d(_network(), depth_stride=1).eval()
-    out = lifted(x[:, :, None].expand(-1, -1, 5, -1, -1))
-    assert out.shape[2] == 5
-    assert torch.allclose(out, expected[:, :, None].expand_as(out), atol=1e-6)
-
-
-def test_lifting_an_unknown_layer_is_refused():
-    with pytest.raises(ValueError, match="AdaptiveAvgPool2d has no 3-D twin"):
-        lift_to_3d(nn.Sequential(nn.AdaptiveAvgPool2d(1)))

@@ -52,7 +52,7 @@ SHORT_KEYS: dict[str, Any] = {
     "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
     "seed": int,
     "deterministic": bool,
-    "pretrained": bool,
+    "pretrained": bool | str,
     "ema_decay": float | None,
     "skip_nan_steps": int,
     "on_out_of_memory": Literal["raise", "halve_batch"],

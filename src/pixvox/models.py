@@ -20,7 +20,7 @@ def create_model(
     num_classes: int = 1,
     spatial_dims: int = 2,
     in_channels: int = 3,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     neck: str | None = None,
     normalizer: str = "percentile",
     class_names: Sequence[str] = (),
@@ -35,7 +35,7 @@ def create_model(
         num_classes: Classes of the data (for instance heads without a background).
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Channels of the images.
-        pretrained: Load published weights of the backbone.
+        pretrained: Load published weights of the backbone, or those of a file or run folder at this path.
         neck: Overrides the neck that the head's configuration names.
         normalizer: ``"percentile"`` of each image, or ``"imagenet"`` for frozen pretrained backbones.
         class_names: Names by class index.

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from pixvox.backbones.resnet import ResNet
 from pixvox.backbones.simple import Simple
+from pixvox.backbones.timm_backbone import TimmBackbone
 
 
 @pytest.mark.parametrize(
@@ -12,10 +12,10 @@ from pixvox.backbones.simple import Simple
         (lambda: Simple(2, 3, (4, 8, 8, 16)), (64, 96)),
         (lambda: Simple(3, 1, (4, 8, 8), ((1, 2, 2), (2, 4, 4), (4, 8, 8))), (8, 16, 24)),
         (lambda: Simple(2, 1, (4, 8), (1, 2), blocks=2, norm="group"), (10, 14)),
-        (lambda: ResNet("resnet18", 2, 1), (64, 96)),
-        (lambda: ResNet("resnet18", 2, 3, out_levels=(0, 1, 4), output_stride=8), (64, 96)),
-        (lambda: ResNet("resnet18", 3, 2, depth_strides=(1, 1, 2, 2, 2)), (8, 32, 64)),
-        (lambda: ResNet("resnet18", 3, 1), (32, 32, 64)),
+        (lambda: TimmBackbone("resnet18", 2, 1), (64, 96)),
+        (lambda: TimmBackbone("resnet18", 2, 3, out_levels=(1, 2, 5), output_stride=8), (64, 96)),
+        (lambda: TimmBackbone("resnet18", 3, 2, depth_strides=(1, 1, 2, 2, 2)), (8, 32, 64)),
+        (lambda: TimmBackbone("resnet18", 3, 1), (32, 32, 64)),
     ],
 )
 def test_levels_have_the_declared_channels_and_strides(build, size):
@@ -28,7 +28,7 @@ def test_levels_have_the_declared_channels_and_strides(build, size):
 
 def test_resnet_equals_torchvisions_with_its_weights():
     reference = resnet18(weights=None).eval()
-    ours = ResNet("resnet18").eval()
+    ours = TimmBackbone("resnet18").eval()
     state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc")}
     ours.network.load_state_dict(state)
     x = torch.randn(1, 3, 61, 83)
@@ -39,8 +39,8 @@ def test_resnet_equals_torchvisions_with_its_weights():
 
 
 def test_volume_of_one_slice_equals_the_image():
-    plane = ResNet("resnet18", 2, 1).eval()
-    volume = ResNet("resnet18", 3, 1).eval()
+    plane = TimmBackbone("resnet18", 2, 1).eval()
+    volume = TimmBackbone("resnet18", 3, 1).eval()
     lifted = {}
     for key, value in plane.state_dict().items():
         own = volume.state_dict()[key]
@@ -55,8 +55,8 @@ def test_volume_of_one_slice_equals_the_image():
         assert torch.allclose(deep[:, :, 0], flat, atol=1e-5)
 
 
-def test_frozen_stages_keep_weights_and_statistics():
-    backbone = ResNet("resnet18", frozen_stages=2).train()
+def test_frozen_levels_keep_weights_and_statistics():
+    backbone = TimmBackbone("resnet18", freeze=2).train()
     assert not backbone.network.conv1.weight.requires_grad
     assert not backbone.network.layer1[0].conv1.weight.requires_grad
     assert backbone.network.layer2[0].conv1.weight.requires_grad
@@ -73,8 +73,3 @@ def test_simple_refuses_strides_that_do_not_nest():
 def test_simple_refuses_another_number_of_strides():
     with pytest.raises(ValueError, match="3 channels but 2 strides"):
         Simple(2, 1, (4, 4, 4), (4, 8))
-
-
-def test_resnet_refuses_output_stride_in_3d():
-    with pytest.raises(ValueError, match="output_stride=8 exists for spatial_dims=2"):
-        ResNet("resnet18", 3, output_stride=8)

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from pixvox.backbones.custom_resnet import CustomResNet
-from pixvox.backbones.resnet import ResNet
+from pixvox.backbones.timm_backbone import TimmBackbone
 from pixvox.errors import WeightsError
 from pixvox.weights.backbones import resnet_from_detectron2, resnet_from_timm, resnet_from_transformers
 
@@ -40,7 +40,7 @@ def test_equals_transformers_with_its_weights(kind, stem, widths, depths, early,
         embedding_size=stem, hidden_sizes=widths, depths=depths, layer_type=kind, downsample_in_first_stage=early,
         downsample_in_bottleneck=in_1x1, out_features=[f"stage{stage}" for stage in stages],
     )))  # fmt: skip
-    ours = CustomResNet(2, 3, stem, widths, depths, kind, stages, early, in_1x1).eval()
+    ours = CustomResNet(2, 3, stem, widths, depths, kind, None, early, in_1x1).eval()
     ours.load_state_dict(resnet_from_transformers(theirs.state_dict()))
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_usual_widths_have_the_names_and_values_of_resnet():
     reference = resnet18(weights=None)
     depths = [len(getattr(reference, f"layer{stage}")) for stage in (1, 2, 3, 4)]
     custom = CustomResNet(2, 3, 64, (64, 128, 256, 512), depths, "basic").eval()
-    usual = ResNet("resnet18").eval()
+    usual = TimmBackbone("resnet18").eval()
     for backbone in (custom, usual):
         backbone.load_state_dict(resnet_from_timm(reference.state_dict()))
     images = torch.randn(1, 3, 39, 64)
@@ -80,10 +80,10 @@ def detectron2_names(state):
 
 
 def test_detectron2s_weights_load_completely():
-    source = randomised(CustomResNet(2, 3, 4, (8, 16), (1, 2), "bottleneck", (1, 2)))
+    source = randomised(CustomResNet(2, 3, 4, (8, 16), (1, 2), "bottleneck"))
     state = detectron2_names(source.state_dict())
     assert "stem.conv1.norm.running_var" in state and "res2.0.shortcut.norm.weight" in state
-    target = CustomResNet(2, 3, 4, (8, 16), (1, 2), "bottleneck", (1, 2), norm="frozen").train()
+    target = CustomResNet(2, 3, 4, (8, 16), (1, 2), "bottleneck", freeze_norms=True).train()
     target.load_state_dict(resnet_from_detectron2(state))
     images = torch.randn(1, 3, 32, 40)
     for ours, theirs in zip(target(images), source(images), strict=True):
@@ -97,8 +97,8 @@ def test_an_unknown_key_is_named(convert):
 
 
 def test_volume_of_one_slice_equals_the_image():
-    plane = randomised(CustomResNet(2, 2, 4, (8, 12), (1, 2), "bottleneck", (1, 2)))
-    volume = CustomResNet(3, 2, 4, (8, 12), (1, 2), "bottleneck", (1, 2)).eval()
+    plane = randomised(CustomResNet(2, 2, 4, (8, 12), (1, 2), "bottleneck"))
+    volume = CustomResNet(3, 2, 4, (8, 12), (1, 2), "bottleneck").eval()
     lifted = {}
     for key, value in plane.state_dict().items():
         own = volume.state_dict()[key]
@@ -112,7 +112,7 @@ def test_volume_of_one_slice_equals_the_image():
 
 
 def test_permuted_axes_permute_the_maps():
-    backbone = randomised(CustomResNet(3, 1, 4, (8, 12), (1, 1), "basic", (0, 1, 2)))
+    backbone = randomised(CustomResNet(3, 1, 4, (8, 12), (1, 1), "basic", (1, 2, 3)))
     x = torch.randn(1, 1, 16, 24, 33)
     expected = [level.permute(0, 1, 4, 2, 3) for level in backbone(x)]
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_permuted_axes_permute_the_maps():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_levels_have_the_declared_channels_and_strides(dims):
-    backbone = CustomResNet(dims, 1, 4, (8, 12), (1, 1), "basic", (0, 1, 2), stride_in_first_stage=True,
+    backbone = CustomResNet(dims, 1, 4, (8, 12), (1, 1), "basic", (1, 3, 4), stride_in_first_stage=True,
                             depth_strides=(1, 2, 1, 2))  # fmt: skip
     size = (8, 32, 48)[-dims:]
     levels = backbone(torch.randn(2, 1, *size))
@@ -135,10 +135,10 @@ def test_levels_have_the_declared_channels_and_strides(dims):
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
-@pytest.mark.parametrize("kind", [ResNet, CustomResNet])
+@pytest.mark.parametrize("kind", [TimmBackbone, CustomResNet])
 def test_frozen_norms_keep_weights_and_statistics(kind):
-    small = {"channels": (8,), "depths": (1,), "out_levels": (1,)}
-    backbone = kind(**({"name": "resnet18"} if kind is ResNet else small), norm="frozen").train()
+    small = {"channels": (8,), "depths": (1,)} if kind is CustomResNet else {"name": "resnet18"}
+    backbone = kind(**small, freeze_norms=True).train()
     norms = [part for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)]
     before = [part.running_mean.clone() for part in norms]
     backbone(torch.randn(2, 3, 32, 32) + 5)
@@ -148,9 +148,9 @@ def test_frozen_norms_keep_weights_and_statistics(kind):
 
 
 def test_striding_in_1x1_moves_the_stride():
-    network = ResNet("resnet50", stride_in_1x1=True).network
-    assert (network["layer2"][0].conv1.stride, network["layer2"][0].conv2.stride) == ((2, 2), (1, 1))
-    assert (network["layer2"][1].conv1.stride, network["layer1"][0].conv2.stride) == ((1, 1), (1, 1))
+    network = CustomResNet(channels=(8, 8), depths=(1, 2), stride_in_1x1=True).network
+    assert (network.layer2[0].conv1.stride, network.layer2[0].conv2.stride) == ((2, 2), (1, 1))
+    assert (network.layer2[1].conv1.stride, network.layer1[0].conv2.stride) == ((1, 1), (1, 1))
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_striding_in_1x1_moves_the_stride():
     [
         ({"depths": (1, 2)}, "one entry per stage each"),
         ({"block": "bottle"}, "block must be 'basic' or 'bottleneck', got 'bottle'"),
-        ({"out_levels": (5,)}, r"out_levels must be of 0 \(the stem\) to 4"),
-        ({"norm": "layer"}, "norm must be 'batch' or 'frozen'"),
+        ({"out_levels": (6,)}, r"out_levels must be of \[1, 2, 3, 4, 5\], got \[6\]"),
+        ({"freeze": 6}, "freeze=6: it is a level from 1 to 5"),
         ({"spatial_dims": 3, "depth_strides": (1, 2)}, "one entry for each of"),
     ],
 )

@@ -16,7 +16,7 @@ SMALL = {
     "depths": (2, 3),
     "num_heads": (2, 4),
     "window": 3,
-    "out_levels": (1, 2),
+    "out_levels": (2, 3),
     "drop_path": 0.0,
 }
 
@@ -55,7 +55,9 @@ def transformers_backbone(depths, heads, window, width, stages):
 )
 def test_equals_transformers_with_its_weights(depths, heads, window, width, stages, size):
     theirs = transformers_backbone(depths, heads, window, width, stages)
-    ours = Swin(channels=width, depths=depths, num_heads=heads, window=window, out_levels=stages).eval()
+    ours = Swin(
+        channels=width, depths=depths, num_heads=heads, window=window, out_levels=[s + 1 for s in stages]
+    ).eval()
     ours.load_state_dict(swin_from_transformers(theirs.state_dict()))
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -101,7 +103,7 @@ def test_equals_timm_with_its_weights(size):
         depths=(2, 2, 1), num_heads=(1, 2, 4), always_partition=True, out_indices=(0, 1, 2),
     ))  # fmt: skip
     ours = Swin(
-        channels=8, depths=(2, 2, 1), num_heads=(1, 2, 4), window=3, out_levels=(1, 2, 3), out_norms=False
+        channels=8, depths=(2, 2, 1), num_heads=(1, 2, 4), window=3, out_levels=(2, 3, 4), out_norms=False
     )
     ours.eval().load_state_dict(swin_from_timm(theirs.state_dict()))
     images = torch.randn(1, 3, *size)
@@ -116,10 +118,10 @@ def test_pretrained_weights_come_from_timm_in_every_dimension(monkeypatch):
     source = create("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), in_chans=1)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, in_chans: source)
     monkeypatch.setitem(VARIANTS, "tiny", (96, (1, 1, 1, 1), (3, 6, 12, 24)))
-    plane = Swin(in_channels=1, pretrained=True, out_levels=(1, 2)).eval()
+    plane = Swin(in_channels=1, pretrained=True, out_levels=(2, 3)).eval()
     assert torch.equal(plane.patch_embed.proj.weight, source.patch_embed.proj.weight)
     assert torch.equal(plane.layers[0].downsample.norm.weight, source.layers[1].downsample.norm.weight)
-    volume = Swin(spatial_dims=3, in_channels=1, pretrained=True, out_levels=(1, 2), window=7).eval()
+    volume = Swin(spatial_dims=3, in_channels=1, pretrained=True, out_levels=(2, 3), window=7).eval()
     x = torch.randn(1, 1, 56, 56)
     deep = volume(x[:, :, None].expand(-1, -1, 16, -1, -1))
     assert torch.allclose(deep[1][:, :, 0], plane(x)[1], atol=1e-4)
@@ -129,7 +131,7 @@ def test_equals_video_swin_with_its_weights():
     from torchvision.models.video.swin_transformer import SwinTransformer3d
 
     theirs = randomised(SwinTransformer3d([2, 4, 4], 8, [2, 2], [1, 2], [4, 3, 3], stochastic_depth_prob=0.0))
-    ours = Swin(spatial_dims=3, window=(4, 3, 3), channels=8, depths=(2, 2), num_heads=(1, 2), out_levels=(1, 2),
+    ours = Swin(spatial_dims=3, window=(4, 3, 3), channels=8, depths=(2, 2), num_heads=(1, 2), out_levels=(2, 3),
                 depth_strides=(2, 1), out_norms=False).eval()  # fmt: skip
     renamed = {}
     for key, value in theirs.state_dict().items():
@@ -222,8 +224,8 @@ def test_blocks_computed_twice_have_the_same_gradients():
     assert torch.allclose(*gradients)
 
 
-def test_frozen_stages_keep_their_weights():
-    backbone = Swin(**SMALL, frozen_stages=2).train()
+def test_frozen_levels_keep_their_weights():
+    backbone = Swin(**SMALL, freeze=2).train()
     frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
     assert any(name.startswith("layers.0.") for name in frozen)
     assert all(name.startswith(("patch_embed.", "layers.0.")) for name in frozen)
@@ -236,7 +238,7 @@ def test_frozen_stages_keep_their_weights():
         ({"variant": "huge"}, "one of tiny, small, base, large, got 'huge'"),
         ({"depths": (1, 2), "num_heads": (1,)}, "one entry per level each"),
         ({"num_heads": (5, 6, 12, 24)}, r"num_heads\[0\]=5 must divide the 96 channels"),
-        ({"out_levels": (0, 5)}, "out_levels must be of 1 to 4"),
+        ({"out_levels": (0, 5)}, "out_levels must be of 2 to 5"),
         ({"spatial_dims": 3, "depth_strides": (2, 2)}, "depth_strides needs 4 entries"),
         ({"pretrained": True, "window": 5}, "window of 7 and the variant's sizes"),
         ({"pretrained": True, "channels": 48}, "own channels; set pretrained=false"),

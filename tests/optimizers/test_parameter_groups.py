@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from pixvox.backbones.resnet import ResNet
 from pixvox.backbones.simple import Simple
+from pixvox.backbones.timm_backbone import TimmBackbone
 from pixvox.errors import ConfigError
 from pixvox.optimizers.parameter_groups import parameter_groups
 
@@ -81,7 +81,7 @@ def test_rates_by_layer_are_those_of_timm(dims):
         for p in group["params"]
     }
     named = {f"backbone.{name}": theirs[id(p)] for name, p in Blocks().named_parameters()}
-    parts = nn.ModuleDict({"backbone": ResNet("resnet18", dims), "head": nn.Linear(2, 3)})
+    parts = nn.ModuleDict({"backbone": TimmBackbone("resnet18", dims), "head": nn.Linear(2, 3)})
     ours = rates_by_name(parts, layer_decay=0.75)
     ours = {name: rate / 0.75 for name, rate in ours.items() if name.startswith("backbone.")}
     assert len(ours) == len(named) > 40

@@ -39,7 +39,7 @@ def _detectron2(state):
 def backbone():
     torch.manual_seed(0)
     network = CustomResNet(
-        stem_channels=4, channels=(8, 12, 16, 24), depths=(1, 2, 1, 1), block="bottleneck", norm="frozen"
+        stem_channels=4, channels=(8, 12, 16, 24), depths=(1, 2, 1, 1), block="bottleneck", freeze_norms=True
     )
     with torch.no_grad():
         for value in network.state_dict().values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,14 +24,33 @@ class Backbone(nn.Module, ABC):
         strides: Input pixels per feature pixel, per level and per axis in array order.
     """
 
+    supported_dims: ClassVar[tuple[int, ...]] = (2, 3)
+
     def __init__(
         self, spatial_dims: int, in_channels: int, channels: Sequence[int], strides: Sequence[Sequence[int]]
     ) -> None:
         super().__init__()
+        self.check_dims(spatial_dims)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.channels = tuple(int(c) for c in channels)
         self.strides = tuple(tuple(int(s) for s in stride) for stride in strides)
+
+    @classmethod
+    def check_dims(cls, spatial_dims: int) -> None:
+        """Refuse a number of axes that this backbone does not exist for.
+
+        Raises:
+            ValueError: With the backbones that do.
+        """
+        if spatial_dims not in cls.supported_dims:
+            from pixvox.models import list_backbones
+
+            others = ", ".join(list_backbones(spatial_dims)) if spatial_dims in (2, 3) else "none"
+            raise ValueError(
+                f"{cls.__name__} exists for spatial_dims in {cls.supported_dims}, got {spatial_dims}; "
+                f"with {spatial_dims} there are {others}"
+            )
 
     @property
     def size_divisor(self) -> tuple[int, ...]:
@@ -55,6 +74,22 @@ class Backbone(nn.Module, ABC):
         blocks is refused where they are needed.
         """
         return []
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """Return the parts whose weights and statistics stay as they are."""
+        return []
+
+    def freeze_parts(self) -> None:
+        """Let no gradient reach the weights of ``frozen_parts``; to be called when all parts are built."""
+        for part in self.frozen_parts():
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode; frozen parts keep their statistics and leave nothing out."""
+        super().train(mode)
+        for part in self.frozen_parts():
+            part.eval()
+        return self
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:

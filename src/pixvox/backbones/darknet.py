@@ -123,7 +123,9 @@ class DarkNet(Backbone):
         negative_slope: Slope of the leaky ReLU below zero; timm's weights were trained with 0.01, the paper's
             with 0.1.
         norm: Normalisation, see ``pixvox.layers.norm``; ``"group"`` suits batches of one or two.
-        pretrained: Load timm's ImageNet weights of darknet53 (fetched once by timm).
+        pretrained: Load timm's ImageNet weights of darknet53 (fetched once by timm), or those of a file at this path.
+        freeze: Weights and statistics that this level and finer ones are made of stay as they are; 0 for none, -1 for
+            all.
 
     Raises:
         ValueError: If there are not five ``depths`` or ``depth_strides``, a level does not exist, or weights are
@@ -145,7 +147,8 @@ class DarkNet(Backbone):
         depth_strides: Sequence[int] | None = None,
         negative_slope: float = 0.01,
         norm: str = "batch",
-        pretrained: bool = False,
+        pretrained: bool | str = False,
+        freeze: int = 0,
     ) -> None:
         along_depth = tuple(depth_strides) if depth_strides is not None else (2,) * _STAGES
         _check(depths, along_depth, out_levels)
@@ -165,7 +168,11 @@ class DarkNet(Backbone):
             for i in range(levels[-1])
         )
         if pretrained:
-            self._load_imagenet(tuple(depths), width, norm)
+            self._load_imagenet(tuple(depths), width, norm, pretrained)
+        if not -1 <= freeze <= levels[-1]:
+            raise ValueError(f"freeze={freeze}: it is a level from 1 to {levels[-1]}, 0 for none, -1 for all")
+        self.freeze = freeze
+        self.freeze_parts()
 
     @classmethod
     def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
@@ -188,17 +195,22 @@ class DarkNet(Backbone):
             maps.append(stage(maps[-1]))
         return tuple(maps[level] for level in self.out_levels)
 
-    def _load_imagenet(self, depths: tuple[int, ...], width: int, norm: str) -> None:
+    def frozen_parts(self) -> list[nn.Module]:
+        """Return the stem and the stages that stay as they are."""
+        if self.freeze == -1:
+            return list(self.children())
+        return [self.stem, *self.stages][: self.freeze + 1] if self.freeze else []
+
+    def _load_imagenet(self, depths: tuple[int, ...], width: int, norm: str, pretrained: bool | str) -> None:
         if (depths, width, norm) != (DARKNET53, 32, "batch"):
             raise ValueError(
                 f"pretrained=True: there are weights for darknet53 (depths={DARKNET53}, width=32, norm='batch'), "
                 f"not for depths={depths}, width={width}, norm={norm!r}; choose backbone=darknet53, or "
                 "pretrained=False"
             )
-        import timm
+        from pixvox.weights.timm_network import timm_weights
 
-        reference = timm.create_model("darknet53", pretrained=True, in_chans=self.in_channels)
-        self.load_timm(reference.state_dict())
+        self.load_timm(timm_weights("darknet53", pretrained, self.in_channels))
 
     def load_timm(self, state: Mapping[str, Tensor]) -> None:
         """Load the weights of timm's network of the same depths; in 3-D as the centre slices of the kernels.

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -47,17 +46,19 @@ class Swin(Backbone):
         variant: ``"tiny"``, ``"small"``, ``"base"`` or ``"large"``.
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Channels of the images.
-        pretrained: Load timm's ImageNet weights (fetched once by timm); in 3-D they are lifted.
+        pretrained: Load timm's ImageNet weights (fetched once by timm), or those of a file at this path; in 3-D they
+            are lifted.
         window: Side of the windows in tokens, one number or one per axis in array order. Published weights
             have 7, for base and large also 12.
-        out_levels: Levels given out, counted from 1 (stride 4) to 4 (stride 32).
+        out_levels: Levels given out, of 2 (stride 4) to 5 (stride 32); by default all.
         out_norms: Normalise each level that is given out, as detectors do.
         drop_path: Chance that a block of the last level is left out of a training step; earlier blocks less.
         depth_strides: In 3-D, depth of a patch and of the merges after it; ``(2, 1, 1, 1)`` is Video Swin's,
             ``(4, 2, 2, 2)``, the default, is as in the plane.
         fit_windows: Along axes no longer than the window, shrink it to the axis and do not shift it, as Video
             Swin does; otherwise pad to whole windows, as detectors in the plane do. By default in 3-D only.
-        frozen_stages: Parts whose weights stay as they are: 0 none, 1 the patch embedding, 2 also level 1, ...
+        freeze: Weights that this level and finer ones are made of stay as they are: 1 those of the patch embedding, 2
+            also those of level 2, ...; 0 for none, -1 for all.
         channels: Channels of the first level; each next has twice as many. By default the variant's.
         depths: Blocks per level; by default the variant's.
         num_heads: Attention heads per level; by default the variant's.
@@ -68,7 +69,7 @@ class Swin(Backbone):
 
     Example:
         >>> import torch
-        >>> backbone = Swin(channels=8, depths=(1, 2), num_heads=(1, 2), out_levels=(1, 2), window=2, in_channels=1)
+        >>> backbone = Swin(channels=8, depths=(1, 2), num_heads=(1, 2), window=2, in_channels=1)
         >>> [tuple(level.shape) for level in backbone(torch.zeros(1, 1, 18, 24))]
         [(1, 8, 5, 6), (1, 16, 3, 3)]
     """
@@ -78,14 +79,14 @@ class Swin(Backbone):
         variant: str = "tiny",
         spatial_dims: int = 2,
         in_channels: int = 3,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         window: PerAxis = 7,
-        out_levels: Sequence[int] = (1, 2, 3, 4),
+        out_levels: Sequence[int] | None = None,
         out_norms: bool = True,
         drop_path: float = 0.2,
         depth_strides: Sequence[int] | None = None,
         fit_windows: bool | None = None,
-        frozen_stages: int = 0,
+        freeze: int = 0,
         channels: int | None = None,
         depths: Sequence[int] | None = None,
         num_heads: Sequence[int] | None = None,
@@ -98,29 +99,29 @@ class Swin(Backbone):
         width, depths, num_heads = _sizes(variant, channels, depths, num_heads)
         widths = [width * 2**level for level in range(len(depths))]
         steps = _steps(spatial_dims, depth_strides, len(depths))
-        _check_levels(out_levels, len(depths))
-        strides = [tuple(map(math.prod, zip(*steps[:level], strict=True))) for level in out_levels]
-        super().__init__(spatial_dims, in_channels, [widths[level - 1] for level in out_levels], strides)
-        self.out_levels = tuple(out_levels)
+        levels = _check_levels(out_levels, freeze, len(depths))
+        stages = [level - 1 for level in levels]
+        strides = [tuple(map(math.prod, zip(*steps[:stage], strict=True))) for stage in stages]
+        super().__init__(spatial_dims, in_channels, [widths[stage - 1] for stage in stages], strides)
+        self.out_levels = tuple(levels)
         self.window = per_axis(window, spatial_dims, "window")
-        self.frozen_stages = frozen_stages
+        self.freeze = freeze
         self.patch_embed = PatchEmbedding(spatial_dims, in_channels, width, steps[0])
         fit = spatial_dims == 3 if fit_windows is None else fit_windows
         rates = iter([drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))])
         # What follows the last level that is given out is not built: every weight has a gradient.
-        merges = [*steps[1 : max(out_levels)], None]
+        merges = [*steps[1 : max(stages)], None]
         self.layers = nn.ModuleList(
             Stage(channels, heads, self.window, [next(rates) for _ in range(depth)], merge, fit)
             for channels, heads, depth, merge in zip(widths, num_heads, depths, merges, strict=False)
         )
-        for level in out_levels:
-            norm = nn.LayerNorm(widths[level - 1]) if out_norms else nn.Identity()
-            self.add_module(f"norm{level - 1}", norm)
+        for stage in stages:
+            norm = nn.LayerNorm(widths[stage - 1]) if out_norms else nn.Identity()
+            self.add_module(f"norm{stage - 1}", norm)
         self.apply(_initialise)
         if pretrained:
-            self._load_pretrained(variant, own)
-        for frozen in self._frozen_parts():
-            frozen.requires_grad_(False)
+            self._load_pretrained(variant, own, pretrained)
+        self.freeze_parts()
 
     @classmethod
     def suggest(cls, facts: Fingerprint, options: Mapping[str, Any]) -> list[Suggestion]:
@@ -133,28 +134,23 @@ class Swin(Backbone):
         """Return the transformer blocks."""
         return [block for stage in self.layers for block in stage.get_submodule("blocks").children()]
 
-    def train(self, mode: bool = True) -> Swin:
-        """Set the mode; frozen parts leave nothing out."""
-        super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
-        return self
-
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
         """Return one feature map per level, finest first."""
         x = self.patch_embed(images)
         levels = {}
-        for level, stage in enumerate(self.layers, start=1):
+        for level, stage in enumerate(self.layers, start=2):
             before, x = stage(x)
             if level in self.out_levels:
-                levels[level] = self.get_submodule(f"norm{level - 1}")(before).movedim(-1, 1)
+                levels[level] = self.get_submodule(f"norm{level - 2}")(before).movedim(-1, 1)
         return tuple(levels[level] for level in self.out_levels)
 
-    def _frozen_parts(self) -> list[nn.Module]:
-        return [self.patch_embed, *self.layers][: self.frozen_stages]
+    def frozen_parts(self) -> list[nn.Module]:
+        """Return the patch embedding and the levels that stay as they are."""
+        return list(self.children()) if self.freeze == -1 else [self.patch_embed, *self.layers][: self.freeze]
 
-    def _load_pretrained(self, variant: str, own: Sequence[str]) -> None:
+    def _load_pretrained(self, variant: str, own: Sequence[str], pretrained: bool | str) -> None:
         from pixvox.weights.backbones import lift_swin, swin_from_timm
+        from pixvox.weights.timm_network import timm_weights
 
         side = self.window[-1]
         published = (7, 12) if variant in ("base", "large") else (7,)
@@ -165,8 +161,7 @@ class Swin(Backbone):
                 "pretrained=false, or leave these as they are"
             )
         name = f"swin_{variant}_patch4_window{side}_{384 if side == 12 else 224}"
-        source = timm.create_model(name, pretrained=True, in_chans=self.in_channels)
-        state = lift_swin(swin_from_timm(source.state_dict()), self)
+        state = lift_swin(swin_from_timm(timm_weights(name, pretrained, self.in_channels)), self)
         # A classifier has no norms between levels: those keep their start. Levels that are not given out are dropped.
         wanted = self.state_dict()
         self.load_state_dict({**wanted, **{key: value for key, value in state.items() if key in wanted}})
@@ -485,11 +480,17 @@ def _sizes(
     return width, blocks, heads
 
 
-def _check_levels(out_levels: Sequence[int], levels: int) -> None:
-    if not out_levels or min(out_levels) < 1 or max(out_levels) > levels:
+def _check_levels(out_levels: Sequence[int] | None, freeze: int, stages: int) -> list[int]:
+    """Return the levels to give out."""
+    existing = list(range(2, stages + 2))
+    levels = existing if out_levels is None else sorted(out_levels)
+    if not levels or not set(levels) <= set(existing):
+        raise ValueError(f"out_levels must be of 2 to {stages + 1} (level l has stride 2 ** l), got {levels}")
+    if not -1 <= freeze <= max(levels):
         raise ValueError(
-            f"out_levels must be of 1 to {levels} (one per entry of depths), got {list(out_levels)}"
+            f"freeze={freeze}: it is a level from 1 (the patch embedding) to {max(levels)}, 0 for none, -1 for all"
         )
+    return levels
 
 
 def _steps(spatial_dims: int, depth_strides: Sequence[int] | None, levels: int) -> list[tuple[int, ...]]:

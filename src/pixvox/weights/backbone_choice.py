@@ -59,7 +59,7 @@ def backbone_from_transformers(config: Mapping[str, Any], state: Mapping[str, Te
         converted = swin_from_transformers(state)
         options = _swin_sizes(converted)
         options["drop_path"] = config.get("drop_path_rate", 0.1)
-        options["out_levels"] = _stages(config, len(options["depths"]))
+        options["out_levels"] = [stage + 1 for stage in _stages(config, len(options["depths"]))]
         return BackboneChoice("swin", options, converted)
     if kind == "resnet":
         if config.get("hidden_act", "relu") != "relu":
@@ -68,10 +68,13 @@ def backbone_from_transformers(config: Mapping[str, Any], state: Mapping[str, Te
             )
         converted = resnet_from_transformers(state)
         sizes = _resnet_sizes(converted)
+        early = config.get("downsample_in_first_stage", False)
         options = {
             **sizes,
-            "out_levels": _stages(config, len(sizes["depths"])),
-            "stride_in_first_stage": config.get("downsample_in_first_stage", False),
+            "out_levels": [
+                stage + (2 if early else 1) if stage else 1 for stage in _stages(config, len(sizes["depths"]))
+            ],
+            "stride_in_first_stage": early,
             "stride_in_1x1": config.get("downsample_in_bottleneck", False),
         }
         return BackboneChoice("custom_resnet", options, converted)
@@ -102,7 +105,7 @@ def backbone_from_detectron2(state: Mapping[str, Tensor]) -> BackboneChoice:
         converted = swin_from_official(state)
         options = _swin_sizes(converted)
         options["out_levels"] = [
-            i + 1 for i in range(len(options["depths"])) if f"norm{i}.weight" in converted
+            i + 2 for i in range(len(options["depths"])) if f"norm{i}.weight" in converted
         ]
         return BackboneChoice("swin", options, converted)
     if "stem.conv1.weight" in state:
@@ -117,7 +120,7 @@ def resnet_of(state: Mapping[str, Tensor]) -> BackboneChoice:
     Raises:
         WeightsError: If its weights lack what tells its sizes.
     """
-    return BackboneChoice("custom_resnet", {**_resnet_sizes(state), "norm": "frozen"}, dict(state))
+    return BackboneChoice("custom_resnet", {**_resnet_sizes(state), "freeze_norms": True}, dict(state))
 
 
 def _swin_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:

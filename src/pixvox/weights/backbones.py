@@ -175,7 +175,7 @@ def resnet_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def resnet_from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of detectron2's ResNet (Mask2Former's and Mask DINO's ``backbone.*``).
 
-    Its frozen batch norms are batch norms of ``norm="frozen"``; its files of MSRA's weights want
+    Its frozen batch norms are batch norms under ``freeze_norms=True``; its files of MSRA's weights want
     ``stride_in_1x1=True`` too, those of Mask2Former and Mask DINO do not.
 
     Raises:

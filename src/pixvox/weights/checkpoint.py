@@ -102,6 +102,23 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         ) from error
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of either kind, by their names.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, or holds more than tensors and plain types.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    content = read_torch_file(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: it holds a {type(content).__name__}, not weights by name")
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
 def save_safetensors(model: Segmenter, path: str | Path) -> Path:
     """Write weights and record of ``model`` as one safetensors file, whole or not at all, and its sum."""
     from safetensors.torch import save_file

@@ -155,7 +155,7 @@ def _backbone(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Backbon
     }
     if described.get("model_type") != "timm_backbone":
         choice = backbone_from_transformers(described, own)
-        choice.options["norm"] = "frozen"
+        choice.options["freeze_norms"] = True
         return choice
     name = described.get("backbone") or "resnet50"
     if not name.startswith("resnet"):
@@ -163,9 +163,10 @@ def _backbone(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Backbon
     single = config.get("num_feature_levels", 4) == 1
     options = {
         "name": name,
-        "out_levels": list(described.get("out_indices") or ([4] if single else [2, 3, 4])),
+        # timm counts a ResNet's levels from 0, the stem at stride 2.
+        "out_levels": [index + 1 for index in described.get("out_indices") or ([4] if single else [2, 3, 4])],
         "output_stride": described.get("output_stride") or (16 if config.get("dilation") else 32),
-        "norm": "frozen",
+        "freeze_norms": True,
     }
     return BackboneChoice("resnet", options, resnet_from_timm(own))
 

@@ -1,0 +1,57 @@
+"""What holds for every backbone, by the configurations that there are."""
+
+import pytest
+import torch
+
+from pixvox.configuration import compose, instantiate, override
+from small_backbones import OPTIONS, small_families
+
+CASES = [(name, dims) for dims in (2, 3) for name in small_families(dims)]
+
+
+def build(name, dims, in_channels=2, **options):
+    chosen = {**OPTIONS.get(name, {}), **options}
+    overrides = [override(f"backbone.{key}", value) for key, value in chosen.items()]
+    config = compose(
+        "model", [f"backbone={name}", f"spatial_dims={dims}", f"in_channels={in_channels}", *overrides]
+    )
+    return instantiate(config.backbone)
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_maps_have_the_declared_channels_and_strides_and_every_weight_learns(name, dims):
+    backbone = build(name, dims).train()
+    size = (64, 96) if dims == 2 else (32, 32, 64)
+    levels = backbone(torch.randn(2, 2, *size))
+    assert len(levels) == len(backbone.channels) == len(backbone.strides)
+    for level, channels, stride in zip(levels, backbone.channels, backbone.strides, strict=True):
+        assert tuple(level.shape) == (2, channels, *(n // s for n, s in zip(size, stride, strict=True)))
+    sum(level.square().mean() for level in levels).backward()
+    without = [key for key, value in backbone.named_parameters() if value.grad is None]
+    assert not without
+
+
+@pytest.mark.parametrize(("name", "dims"), [case for case in CASES if case[0] != "windowed_vit"])
+@pytest.mark.parametrize("shape", [(61, 83), (17, 120)])
+def test_any_size_is_padded_and_cropped_inside(name, dims, shape):
+    backbone = build(name, dims, in_channels=1).eval()
+    size = shape if dims == 2 else (5, *shape)
+    with torch.no_grad():
+        levels = backbone(torch.randn(1, 1, *size))
+    for level, stride in zip(levels, backbone.strides, strict=True):
+        assert tuple(level.shape[2:]) == tuple(-(-n // s) for n, s in zip(size, stride, strict=True))
+        assert level.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"), [case for case in CASES if case[0] not in ("simple", "windowed_vit")]
+)
+def test_frozen_backbones_keep_weights_and_statistics(name, dims):
+    backbone = build(name, dims, freeze=-1).train()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    levels = backbone(torch.randn(2, 2, *((64, 64) if dims == 2 else (32, 32, 32))) + 3)
+    if any(level.requires_grad for level in levels):
+        sum(level.sum() for level in levels).backward()
+    learning = [key for key, value in backbone.named_parameters() if value.requires_grad]
+    assert all(key.startswith("pyramid.") for key in learning)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())

@@ -1,0 +1,41 @@
+"""A small member of each family of backbones."""
+
+from pixvox.models import list_backbones
+
+_SIZES = ("resnet", "resnet34", "resnet50", "resnet101", "resnet152", "darknet21", "darknet24", "darknet53")
+"""Other sizes of a family, or its second name."""
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "convnext": {"variant": "atto"},
+    "convnextv2": {"variant": "atto"},
+    "custom_resnet": {
+        "stem_channels": 8,
+        "channels": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "block": "basic",
+    },
+    "darknet18": {"width": 4},
+    "dino": {"feature_layer": 2},
+    "dinov3": {"feature_layer": 2},
+    "mobilenetv3": {"variant": "small_050"},
+    "repvgg": {"variant": "a0"},
+    "sam": {"feature_layer": 1},
+    "simple": {"channels": [4, 8, 8, 16]},
+    "swin": {"channels": 12, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window": 4},
+    "timm": {"name": "regnety_002"},
+    "vgg": {"variant": "11_bn"},
+    "vit": {"name": "vit_tiny_patch16_224", "feature_layer": 2},
+    "windowed_vit": {
+        "channels": 24,
+        "num_heads": 2,
+        "out_blocks": [1, 2, 3, 4],
+        "windowed_blocks": [1, 3],
+        "windows": 2,
+    },
+}
+"""Options that make members small."""
+
+
+def small_families(spatial_dims: int) -> list[str]:
+    """Return one name of each family that exists in ``spatial_dims``."""
+    return [name for name in list_backbones(spatial_dims) if name not in _SIZES]
