@@ -1,4 +1,7 @@
-"""A small member of each family of backbones."""
+"""A small member of each family of backbones, and weights behind which nothing hides."""
+
+import torch
+from torch import nn
 
 from pixvox.models import list_backbones
 
@@ -19,6 +22,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dinov3": {"feature_layer": 2},
     "mobilenetv3": {"variant": "small_050"},
     "repvgg": {"variant": "a0"},
+    "residual_encoder": {"channels": [4, 8, 8, 8], "strides": [1, 2, 4, 8], "blocks": [1, 1, 1, 1]},
     "sam": {"feature_layer": 1},
     "simple": {"channels": [4, 8, 8, 16]},
     "swin": {"channels": 12, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window": 4},
@@ -39,3 +43,14 @@ OPTIONS: dict[str, dict[str, object]] = {
 def small_families(spatial_dims: int) -> list[str]:
     """Return one name of each family that exists in ``spatial_dims``."""
     return [name for name in list_backbones(spatial_dims) if name not in _SIZES]
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Draw statistics, scales and shifts anew, so that nothing hides behind ones and zeros."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if value.dim() == 1 and value.is_floating_point():
+                noise = torch.rand(value.shape, generator=generator)
+                value.copy_(noise - 0.5 if name.endswith(("bias", "mean")) else noise + 0.5)
+    return network.eval()

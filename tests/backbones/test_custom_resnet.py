@@ -9,19 +9,9 @@ from pixvox.backbones.custom_resnet import CustomResNet
 from pixvox.backbones.timm_backbone import TimmBackbone
 from pixvox.errors import WeightsError
 from pixvox.weights.backbones import resnet_from_detectron2, resnet_from_timm, resnet_from_transformers
+from small_backbones import randomised
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    """Draw norms and statistics anew, so that nothing hides behind ones and zeros."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            if value.dim() == 1:
-                noise = torch.rand(value.shape, generator=generator)
-                value.copy_(noise - 0.5 if name.endswith(("bias", "mean")) else noise + 0.5)
-    return network.eval()
 
 
 @pytest.mark.parametrize(

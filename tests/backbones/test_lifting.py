@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pixvox.backbones.lifting import lift_to_3d
+from small_backbones import randomised
 
 
 def _network() -> nn.Module:
@@ -17,17 +18,6 @@ def _network() -> nn.Module:
         nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
         nn.Conv2d(4, 3, 1),
     ).eval()
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    """Draw statistics, scales and shifts anew, so that nothing hides behind ones and zeros."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            if value.dim() == 1:
-                noise = torch.rand(value.shape, generator=generator)
-                value.copy_(noise - 0.5 if name.endswith(("bias", "mean")) else noise + 0.5)
-    return network.eval()
 
 
 @pytest.mark.parametrize("depth_strides", [(1, 1, 1), (2, 2, 2), (1, 4, 2)])

@@ -149,9 +149,7 @@ class NetworkBackbone(Backbone):
         self.network.train()
         for level, reference in zip(given, expected, strict=True):
             if not torch.allclose(level, reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max())):
-                raise ValueError(
-                    f"{kind} has layers that treat the axes of volumes unlike those of images; {_LIFTABLE}"
-                )
+                raise ValueError(f"{kind} has layers that look at two axes of volumes alone; {_LIFTABLE}")
 
     def _made_of(self, freeze: int) -> list[str]:
         """Return the names of the outermost parts of the network all of whose weights the frozen levels are made of."""

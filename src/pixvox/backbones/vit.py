@@ -314,12 +314,13 @@ def _transformer(
     """Return a transformer without head, cut off after ``feature_layer``."""
     with torch.device("meta"):
         native = create_timm(name)
-    if not isinstance(native, VisionTransformer | Eva | VisionTransformerSAM):
+    plain = isinstance(native, VisionTransformer | Eva | VisionTransformerSAM)
+    if not plain:
         raise ValueError(
             f"{name!r} is no plain vision transformer (it is a {type(native).__name__}); choose backbone=timm "
             f"backbone.name={name}"
         )
-    count = sum(1 for _ in native.get_submodule("blocks").children())
+    count = len(native.blocks)
     number = count if feature_layer is None else feature_layer + (count + 1 if feature_layer < 0 else 0)
     if not 1 <= number <= count:
         raise ValueError(

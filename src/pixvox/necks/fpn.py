@@ -80,11 +80,15 @@ class FPN(Neck):
         self, levels: Sequence[Tensor], valid_sizes: Int[Tensor, "batch dims"] | None = None
     ) -> tuple[Tensor, ...]:
         """Return the pyramid, finest first."""
+        outputs = self.pyramid(levels)
+        if self.extra_level:
+            outputs.append(max_pool(outputs[-1], kernel_size=1, stride=2))
+        return tuple(outputs)
+
+    def pyramid(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return as many levels as the backbone has, finest first."""
         merged: list[Tensor] = []
         for level, lateral in zip(reversed(levels), reversed(self.lateral), strict=True):
             x = lateral(level)
             merged.append(x + resize(merged[-1], x.shape[2:], mode="nearest") if merged else x)
-        outputs = [output(x) for output, x in zip(self.output, reversed(merged), strict=True)]
-        if self.extra_level:
-            outputs.append(max_pool(outputs[-1], kernel_size=1, stride=2))
-        return tuple(outputs)
+        return [output(x) for output, x in zip(self.output, reversed(merged), strict=True)]

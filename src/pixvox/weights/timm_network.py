@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,13 @@ def create_timm(name: str, pretrained: bool | str = False, **arguments: Any) -> 
         WeightsError: If the weights are not found, or do not fit.
     """
     if not timm.is_model(name.split(".")[0]):
-        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:8]
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
         hint = f"; near are {', '.join(near)}" if near else ""
         raise ValueError(f"timm has no network {name!r}{hint}; timm.list_models() lists all")
     source = _source(name, pretrained) if pretrained else {}
     try:
         return timm.create_model(name, **arguments, **source)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise ValueError(f"{name!r} does not take one of {', '.join(arguments)}: {error}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
