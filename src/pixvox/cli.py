@@ -6,7 +6,6 @@ imported before a command runs.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pixvox.benchmark.commands import Debug, Json, benchmark_app
+from pixvox.console import print_json, print_table
 from pixvox.errors import ConfigError, PixvoxError
 
 app = typer.Typer(
@@ -28,7 +29,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make synthetic datasets, check datasets before training.")
 app.add_typer(data_app, name="data")
-benchmark_app = typer.Typer(no_args_is_help=True, help="Measure models.")
 app.add_typer(benchmark_app, name="benchmark")
 
 Overrides = Annotated[
@@ -37,8 +37,6 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Overrides, such as head=maskrcnn epochs=20.", show_default=False
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object last.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", help="Folder of your own configurations, searched first.")
 ]
@@ -74,7 +72,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
     found = examine()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     device, extras = found["device"], found["extras"]
     rows = [("pixvox", found["pixvox"]), ("python", found["python"]), ("platform", found["platform"])]
@@ -92,7 +90,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         )
         for name, extra in extras.items()
     ]
-    _table("pixvox doctor", ("what", "found"), rows)
+    print_table("pixvox doctor", ("what", "found"), rows)
 
 
 @app.command()
@@ -116,9 +114,9 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
                 }
             )
     if as_json:
-        _print_json({"models": rows})
+        print_json({"models": rows})
         return
-    _table(
+    print_table(
         "pixvox models",
         ("kind", "name", "for", "task", "about"),
         [
@@ -147,7 +145,7 @@ def data_make(
 
     made = make_dataset(kind.value, out, **_options(overrides))
     if as_json:
-        _print_json({"path": str(made), "kind": kind.value})
+        print_json({"path": str(made), "kind": kind.value})
     else:
         typer.echo(f"made {kind.value} in {made}")
 
@@ -177,7 +175,7 @@ def data_check(
 
         found = suggest_for_dataset(path, options, of_training)
     if as_json:
-        _print_json({**report.to_dict(), **({"suggestions": found.to_dict()} if found else {})})
+        print_json({**report.to_dict(), **({"suggestions": found.to_dict()} if found else {})})
     else:
         typer.echo(str(report), err=not report.ok)
         if found is not None:
@@ -221,7 +219,7 @@ def train(
 
     run = run_training(list(overrides or ()), data=data, config_dir=config_dir, resume=resume)
     if as_json:
-        _print_json({"run": str(run.dir), "metrics": run.metrics, **run.summary})
+        print_json({"run": str(run.dir), "metrics": run.metrics, **run.summary})
 
 
 def _sweep(
@@ -258,7 +256,7 @@ def _sweep(
     if outcome.finished:
         _show_comparison([folder / cell for cell in outcome.finished], None, folder, as_json)
     elif as_json:
-        _print_json({"sweep": str(folder), "failed": outcome.failed})
+        print_json({"sweep": str(folder), "failed": outcome.failed})
     if outcome.failed:
         for cell, code in outcome.failed.items():
             typer.echo(f"failed with exit code {code}: {cell}; see {folder / cell / 'run.log'}", err=True)
@@ -288,10 +286,10 @@ def _show_comparison(runs: Sequence[Path], score: str | None, out: Path | None, 
     comparison = compare_runs(runs, score)
     paths = comparison.save(out) if out is not None else []
     if as_json:
-        _print_json({**asdict(comparison), "files": [str(path) for path in paths]})
+        print_json({**asdict(comparison), "files": [str(path) for path in paths]})
         return
     header, lines = comparison.table()
-    _table("comparison", header, lines)
+    print_table("comparison", header, lines)
     for path in comparison.unfinished:
         typer.echo(f"not finished: {path}", err=True)
     for path in paths:
@@ -315,9 +313,9 @@ def evaluate(
         run, data=data, split=split.value, overrides=list(overrides or ()), config_dir=config_dir
     )
     if as_json:
-        _print_json({"run": str(run), "split": split.value, "metrics": scores})
+        print_json({"run": str(run), "split": split.value, "metrics": scores})
     else:
-        _table(
+        print_table(
             f"{run}, {split.value}",
             ("score", "value"),
             [(name, f"{value:.4f}") for name, value in scores.items()],
@@ -386,7 +384,7 @@ def predict(
         else predict_files(run, inputs, out, cut, score_threshold=threshold)
     )
     if as_json:
-        _print_json({"run": str(run), "out": str(out), "results": rows})
+        print_json({"run": str(run), "out": str(out), "results": rows})
     else:
         for row in rows:
             if "error" not in row:
@@ -424,68 +422,9 @@ def visualize(
 
     path = draw(run, data, split.value, list(overrides or ()), num_images, threshold)
     if as_json:
-        _print_json({"run": str(run), "picture": str(path)})
+        print_json({"run": str(run), "picture": str(path)})
     else:
         typer.echo(str(path))
-
-
-@benchmark_app.command("components")
-def benchmark_components(
-    model: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN | KEY=VALUE...]",
-            help="A run folder or checkpoint; or a new model, such as backbone=darknet53 head=hybrid.",
-            show_default=False,
-        ),
-    ] = None,
-    head: Annotated[str | None, typer.Option("--head", help="Head of a new model.")] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="Backbone of a new model.")] = None,
-    image_size: Annotated[
-        str, typer.Option("--image-size", help="Side, or one per axis as in 128,256 (z,y,x for volumes).")
-    ] = "640",
-    image: Annotated[
-        Path | None, typer.Option("--image", help="Segment this file instead of noise, resized.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass.")] = 1,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes that count.")] = 20,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Passes before them.")] = 3,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16.")] = "fp32",
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Time backbone, neck, head and post-processing of a prediction: medians of repeated passes."""
-    from pixvox.component_timing import model_to_time, time_components
-
-    parts = [f"{name}={value}" for name, value in (("head", head), ("backbone", backbone)) if value]
-    times = time_components(
-        model_to_time([*(model or ()), *parts]),
-        _lengths(image_size),
-        batch_size,
-        repeats,
-        warmup,
-        image,
-        precision,
-    )
-    if as_json:
-        _print_json(times.to_dict())
-        return
-    size = " x ".join(map(str, times.image_size))
-    title = f"{times.device}, {batch_size} of {size}, median of {repeats} passes"
-    _table(title, ("part", "ms", "share", "parameters"), times.rows())
-    memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in times.peak_memory_mib.items())
-    typer.echo(
-        f"{times.images_per_second:.2f} images/s, peak memory: {memory}; {times.instances} objects found"
-    )
-
-
-def _lengths(text: str) -> list[int] | int:
-    """Read a side, or one per axis with or without brackets."""
-    parts = text.strip("[]() ").replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise ConfigError(f"--image-size {text}: write 640, or one length per axis as in 480,640")
-    lengths = [int(part) for part in parts]
-    return lengths if len(lengths) > 1 else lengths[0]
 
 
 def _options(overrides: Sequence[str] | None) -> dict[str, Any]:
@@ -506,24 +445,6 @@ def _options(overrides: Sequence[str] | None) -> dict[str, Any]:
             ) from error
     container = OmegaConf.to_container(parsed)
     return {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
-
-
-def _print_json(content: Any) -> None:
-    from pixvox.files import finite
-
-    typer.echo(json.dumps(finite(content), default=str, allow_nan=False))
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
-    Console().print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

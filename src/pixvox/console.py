@@ -1,12 +1,14 @@
-"""What a run says: to the terminal, to ``run.log``, and what it leaves unsaid."""
+"""What a command says: to the terminal, to ``run.log``, and what it leaves unsaid."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger("pixvox")
 
@@ -60,3 +62,23 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def print_json(content: Any) -> None:
+    """Print one object that machines read: numbers that JSON does not have become null."""
+    from pixvox.files import finite
+
+    print(json.dumps(finite(content), default=str, allow_nan=False))  # noqa: T201
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
+    Console().print(table)

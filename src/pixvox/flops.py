@@ -33,9 +33,11 @@ def count_flops(model: Segmenter, size: Sequence[int], batch_size: int = 1) -> d
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((batch_size, model.in_channels, *size), generator=generator).to(device)
     modes = [(module, module.training) for module in model.modules()]
+    # The counter hooks into gradients of what requires some, also where none are computed.
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False)
     try:
-        model.eval()
+        model.eval().requires_grad_(False)
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             torch.no_grad(),
@@ -45,6 +47,8 @@ def count_flops(model: Segmenter, size: Sequence[int], batch_size: int = 1) -> d
     finally:
         for module, training in modes:
             module.training = training
+        for parameter in learning:
+            parameter.requires_grad_(True)
     by_module = counter.get_flop_counts()
     counts = {
         part: sum(by_module.get(f"{type(model).__name__}.{part}", {}).values())

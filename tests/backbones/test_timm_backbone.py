@@ -105,6 +105,24 @@ def test_weights_of_a_model_for_images_start_one_for_volumes(tmp_path):
         TimmBackbone("resnet18", pretrained=str(deep_file))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1g4"])
+def test_repvgg_becomes_one_convolution_per_block_for_deployment(name, dims):
+    backbone = randomised(TimmBackbone(name, dims, 2, out_levels=(3, 4)))
+    images = torch.randn(1, 2, *(16, 32, 48)[-dims:])
+    with torch.no_grad():
+        expected = backbone(images)
+        backbone.deploy()
+        given = backbone(images)
+    kinds = {type(part).__name__ for part in backbone.network.modules()}
+    assert f"Conv{dims}d" in kinds and not any("BatchNorm" in kind for kind in kinds)
+    for level, reference in zip(given, expected, strict=True):
+        assert (level - reference).abs().max() <= 1e-5 * reference.abs().max()
+    before = len(backbone.state_dict())
+    backbone.deploy()
+    assert len(backbone.state_dict()) == before
+
+
 class Evil:
     def __reduce__(self):
         return (open, ("/dev/null",))

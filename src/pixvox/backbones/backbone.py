@@ -75,6 +75,10 @@ class Backbone(nn.Module, ABC):
         """
         return []
 
+    def deploy(self) -> None:
+        """Take the form that is fastest once learning is over, in place; the maps stay the same."""
+        return
+
     def frozen_parts(self) -> list[nn.Module]:
         """Return the parts whose weights and statistics stay as they are."""
         return []

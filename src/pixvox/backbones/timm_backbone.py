@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixvox.backbones.branches import fold_branches
 from pixvox.backbones.network_backbone import NetworkBackbone
 from pixvox.weights.timm_network import build_timm
 
@@ -113,6 +114,10 @@ class TimmBackbone(NetworkBackbone):
             intermediates_only=True,
         )
         return maps
+
+    def deploy(self) -> None:
+        """Fold the branches of RepVGG's blocks; other networks stay as they are."""
+        fold_branches(self.network)
 
     def known_levels(self) -> list[int]:
         """Return the levels that are built."""

@@ -1,0 +1,1 @@
+"""Measure models, and every pair of backbone and head."""

@@ -1,0 +1,134 @@
+"""Commands that measure models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixvox.console import print_json, print_table
+from pixvox.errors import ConfigError
+
+benchmark_app = typer.Typer(no_args_is_help=True, help="Measure models, and every pair of backbone and head.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object last.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@benchmark_app.command("components")
+def benchmark_components(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN | KEY=VALUE...]",
+            help="A run folder or checkpoint; or a new model, such as backbone=darknet53 head=hybrid.",
+            show_default=False,
+        ),
+    ] = None,
+    head: Annotated[str | None, typer.Option("--head", help="Head of a new model.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Backbone of a new model.")] = None,
+    image_size: Annotated[
+        str, typer.Option("--image-size", help="Side, or one per axis as in 128,256 (z,y,x for volumes).")
+    ] = "640",
+    image: Annotated[
+        Path | None, typer.Option("--image", help="Segment this file instead of noise, resized.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes that count.")] = 20,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Passes before them.")] = 3,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16.")] = "fp32",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time backbone, neck, head and post-processing of a prediction: medians of repeated passes."""
+    from pixvox.component_timing import model_to_time, time_components
+
+    parts = [f"{name}={value}" for name, value in (("head", head), ("backbone", backbone)) if value]
+    times = time_components(
+        model_to_time([*(model or ()), *parts]),
+        _lengths(image_size),
+        batch_size,
+        repeats,
+        warmup,
+        image,
+        precision,
+    )
+    if as_json:
+        print_json(times.to_dict())
+        return
+    size = " x ".join(map(str, times.image_size))
+    title = f"{times.device}, {batch_size} of {size}, median of {repeats} passes"
+    print_table(title, ("part", "ms", "share", "parameters"), times.rows())
+    memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in times.peak_memory_mib.items())
+    typer.echo(
+        f"{times.images_per_second:.2f} images/s, peak memory: {memory}; {times.instances} objects found"
+    )
+
+
+def _lengths(text: str) -> list[int] | int:
+    """Read a side, or one per axis with or without brackets."""
+    parts = text.strip("[]() ").replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"--image-size {text}: write 640, or one length per axis as in 480,640")
+    lengths = [int(part) for part in parts]
+    return lengths if len(lengths) > 1 else lengths[0]
+
+
+@benchmark_app.command("matrix")
+def benchmark_matrix(
+    backbones: Annotated[
+        str | None,
+        typer.Option("--backbones", help="Names, as in simple,resnet; by default one of each family."),
+    ] = None,
+    heads: Annotated[str | None, typer.Option("--heads", help="Names; by default all.")] = None,
+    dims: Annotated[str, typer.Option("--dims", help="2 for images, 3 for volumes.")] = "2,3",
+    out: Annotated[Path, typer.Option("--out", help="Folder of matrix.json and matrix.md.")] = Path("."),
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Pairs at a time, each in its process.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Check also what matrix.json says works.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let every backbone learn and predict under every head, and write what works and what it costs.
+
+    An interrupted matrix goes on where it was; exit code 1 tells that a pair fails.
+    """
+    from pixvox.benchmark.matrix import check_all, measured_with, pairs
+    from pixvox.benchmark.matrix_report import read_json, write_json, write_markdown
+
+    wanted = pairs(
+        _names(backbones), _names(heads), [int(dim) for dim in _names(dims) or () if dim.isdecimal()]
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    known = {cell.place: cell for cell in read_json(out / "matrix.json")}
+    left = [
+        cell
+        for cell in wanted
+        if again or known.get(cell.place, cell).status != "works" or cell.place not in known
+    ]
+    facts = measured_with(threads)
+    for number, cell in enumerate(check_all(left, jobs, threads), 1):
+        known[cell.place] = cell
+        write_json(sorted(known.values(), key=lambda cell: cell.place), facts, out / "matrix.json")
+        told = f"{cell.status}{f': {cell.reason}' if cell.reason else f', {cell.seconds:.1f} s'}"
+        typer.echo(
+            f"{number}/{len(left)} {cell.spatial_dims}-D {cell.backbone} + {cell.head}: {told}", err=True
+        )
+    cells = sorted(known.values(), key=lambda cell: cell.place)
+    write_markdown(cells, facts, out / "matrix.md")
+    counts = {
+        status: sum(cell.status == status for cell in cells) for status in ("works", "refused", "failed")
+    }
+    if as_json:
+        print_json({**counts, "matrix": str(out / "matrix.json")})
+    else:
+        typer.echo(
+            ", ".join(f"{count} {status}" for status, count in counts.items()) + f"; see {out / 'matrix.md'}"
+        )
+    if counts["failed"]:
+        raise typer.Exit(1)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
