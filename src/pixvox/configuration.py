@@ -53,6 +53,7 @@ SHORT_KEYS: dict[str, Any] = {
     "seed": int,
     "deterministic": bool,
     "pretrained": bool | str,
+    "weights": str | None,
     "ema_decay": float | None,
     "skip_nan_steps": int,
     "on_out_of_memory": Literal["raise", "halve_batch"],

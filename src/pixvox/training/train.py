@@ -39,6 +39,7 @@ from pixvox.distributed.world import process_rank, world_size
 from pixvox.errors import ConfigError, TrainingError
 from pixvox.training.held_out import check_test_split, score_best
 from pixvox.training.run_folder import RunFolder, environment, find_run, readable_checkpoint
+from pixvox.weights.transfer import transfer
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -211,6 +212,7 @@ def _train_here(
     datamodule = build_datamodule(config)
     complete(config, datamodule.metadata)
     segmenter = build_segmenter(config, datamodule.metadata)
+    transferred = transfer(segmenter, config.weights) if config.weights and run is None else None
     datamodule.size_divisor = segmenter.size_divisor
     check_task(segmenter.task, datamodule.metadata, segmenter.head.known_tasks())
     if config.test:
@@ -239,6 +241,8 @@ def _train_here(
         with logging_to(run.log) if first else contextlib.nullcontext():
             if first:
                 _describe(config, run, segmenter, datamodule, origin, checkpoint)
+                if transferred is not None:
+                    log.info("weights of %s: %s", config.weights, transferred)
                 if suggestions is not None:
                     suggestions.write(run)
             _fit(trainer, method, datamodule, run, checkpoint, config, interruption)

@@ -55,6 +55,24 @@ def load(path: str | Path, strict: bool = True, trust: Sequence[str] = ()) -> Se
     return model.eval()
 
 
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Return the weights of whatever ``load`` takes, by the names that they have here.
+
+    Raises:
+        WeightsError: If there is no such file, or it is damaged or foreign.
+    """
+    folder = pointed(path)
+    if is_transformers_folder(folder):
+        return load(path).state_dict()
+    file, state, record = _read_first(candidates(path))
+    known = record is not None or any(key.startswith(("backbone.", "neck.", "head.")) for key in state)
+    return (
+        state
+        if known and not torchvision.is_maskrcnn(state)
+        else _build_foreign(state, None, file).state_dict()
+    )
+
+
 def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None, source: Path) -> Segmenter:
     """Build a model that others trained.
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from pixvox.errors import WeightsError
 from pixvox.weights.checkpoint import read_weights
 
+_PREFIXES = ("teacher.", "segmenter.", "backbone.network.")
+"""Before the names of a network's weights in a file of a whole model; a teacher is what a run gives out."""
+
 
 def build_timm(
     name: str,
@@ -93,12 +96,13 @@ def _source(name: str, pretrained: bool | str) -> dict[str, Any]:
 
 
 def _of_network(path: Path, name: str) -> dict[str, Tensor]:
-    """Return the weights of a network for images out of a file: of itself, or of a whole model of this project."""
-    state = read_weights(path)
-    prefix = "backbone.network."
-    state = {
-        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
-    } or state
+    """Return the weights of a network for images: out of a file of itself, or of a run or file of this project."""
+    from pixvox.weights.loading import find_checkpoint
+
+    state = read_weights(find_checkpoint(path))
+    for prefix in _PREFIXES:
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        state = own or state
     if any(value.dim() == 5 for value in state.values()):
         raise WeightsError(
             f"{path}: these are weights of a network for volumes; pretrained= takes those of one for images, weights= "
