@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,6 +172,20 @@ class Segmenter(nn.Module):
         from pixvox.inference.predictor import predict
 
         return predict(self, inputs, **options)
+
+    def save_pretrained(
+        self, folder: str | Path, metrics: Mapping[str, float] | None = None, licence: str = "unknown"
+    ) -> Path:
+        """Write weights, configuration and a model card into a folder that ``pixvox.load`` reads.
+
+        Args:
+            folder: Made if it does not exist.
+            metrics: Scores to tell in the card, by name.
+            licence: Of the weights, as the Hugging Face hub names it.
+        """
+        from pixvox.weights.pretrained_folder import save_folder
+
+        return save_folder(self, folder, metrics, licence)
 
     @property
     def task(self) -> str:

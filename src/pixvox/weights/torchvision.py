@@ -17,6 +17,8 @@ from torch import Tensor
 from pixvox.errors import WeightsError
 
 if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
     from pixvox.segmenter import Segmenter
 
 MASKRCNN_KEY = "roi_heads.mask_predictor.mask_fcn_logits.weight"
@@ -35,6 +37,29 @@ _RENAMES = [
     (r"^roi_heads\.mask_predictor\.conv5_mask\.", "head.mask_branch.8."),
     (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "head.mask_branch.10."),
 ]
+
+
+def fetch(weights: WeightsEnum) -> dict[str, Tensor]:
+    """Return weights of torchvision's, from its cache or fetched once and checked against their sum.
+
+    Raises:
+        WeightsError: If it is none of torchvision's, or they can neither be found nor fetched.
+    """
+    from torchvision.models import WeightsEnum
+
+    if not isinstance(weights, WeightsEnum):
+        raise WeightsError(
+            f"{weights!r} is neither a path, nor an id of the Hugging Face hub, nor weights of torchvision's, such as "
+            "MaskRCNN_ResNet50_FPN_Weights.DEFAULT"
+        )
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        raise WeightsError(
+            f"{weights}: {weights.url.rsplit('/', 1)[-1]} is not in {folder} and could not be fetched ({error}); "
+            "without network, copy it there from a machine that has it"
+        ) from error
 
 
 def is_maskrcnn(state: Mapping[str, Tensor]) -> bool:

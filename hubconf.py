@@ -1,0 +1,72 @@
+"""Models for ``torch.hub``: ``torch.hub.load("OWNER/pixvox", "maskrcnn", backbone="resnet50", num_classes=3)``.
+
+``torch.hub.list`` names what there is, ``torch.hub.help`` describes it. Nothing has to be installed but
+``dependencies``.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "src"))
+
+import torch
+
+import pixvox
+
+dependencies = ["torch", "torchvision", "timm", "hydra", "omegaconf", "numpy", "jaxtyping"]
+
+
+class _SemanticOutputs(torch.nn.Module):
+    """A semantic model whose outputs are those of torchvision's: ``{"out": logits, "aux": logits or absent}``.
+
+    Args:
+        model: The model; its images are un-normalised, of shape ``(batch, channels, *spatial)``.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        """Return the logits of the classes at the size of the images."""
+        outputs = self.model(self.model.normalize(images))
+        named = {"out": outputs["logits"]}
+        auxiliary = outputs.get("auxiliary")
+        if auxiliary:
+            named["aux"] = auxiliary[-1]["logits"]
+        return named
+
+
+def load(path):
+    """Load a model from a run folder, a file of weights, a folder of transformers or a Hugging Face id."""
+    return pixvox.load(path)
+
+
+def create_model(**options):
+    """Build a model of any head and backbone; the options are those of ``pixvox.create_model``."""
+    return pixvox.create_model(**options)
+
+
+def _entry(head, semantic):
+    def build(backbone="resnet50", num_classes=1, pretrained=False, **options):
+        model = pixvox.create_model(
+            head=head, backbone=backbone, num_classes=num_classes, pretrained=pretrained, **options
+        )
+        return _SemanticOutputs(model) if semantic else model
+
+    what = "classes of pixels, given out as torchvision's models do" if semantic else "objects with masks"
+    build.__name__ = head
+    build.__doc__ = (
+        f"Build {head}, which finds {what}.\n\n"
+        "Args:\n"
+        '    backbone: Its name, such as "resnet50"; pixvox.list_backbones() lists all.\n'
+        "    num_classes: Classes of the data.\n"
+        "    pretrained: Load published weights of the backbone, or those of a file at this path.\n"
+        "    options: Further arguments of pixvox.create_model, such as spatial_dims=3.\n"
+    )
+    return build
+
+
+for _task in ("instance", "semantic"):
+    for _head in pixvox.list_heads(task=_task):
+        globals()[_head] = _entry(_head, _task == "semantic")
