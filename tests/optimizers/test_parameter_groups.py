@@ -56,6 +56,15 @@ def test_blocks_nearer_to_the_image_learn_more_slowly():
     assert rates["head.weight"] == rates["head.bias"] == 1.0
 
 
+def test_what_lies_between_two_blocks_learns_as_the_first_of_them():
+    parts = nn.ModuleDict({"backbone": TimmBackbone("convnext_atto"), "head": nn.Linear(2, 3)})
+    rates = rates_by_name(parts, layer_decay=0.5)  # 2, 2, 6 and 2 blocks
+    assert rates["backbone.network.stem.0.weight"] == pytest.approx(0.5**13)
+    assert rates["backbone.network.stages.0.blocks.1.conv_dw.weight"] == pytest.approx(0.5**11)
+    assert rates["backbone.network.stages.1.downsample.1.weight"] == pytest.approx(0.5**11)
+    assert rates["backbone.network.stages.1.blocks.0.conv_dw.weight"] == pytest.approx(0.5**10)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_rates_by_layer_are_those_of_timm(dims):
     """timm's own grouping of the same network, block by block, with its stem as the first layer."""

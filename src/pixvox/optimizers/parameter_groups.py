@@ -21,8 +21,9 @@ def parameter_groups(
     Norms, biases and other vectors are not decayed unless asked for, and the backbone may learn more slowly, the
     more so the nearer a block is to the image: "BEiT: BERT Pre-Training of Image Transformers" (Bao et al., 2022,
     https://arxiv.org/abs/2106.08254). Of ``L`` blocks, block ``l`` (from 1) learns with ``layer_decay ** (L + 1 - l)``
-    of the backbone's rate, what comes before the blocks with ``layer_decay ** (L + 1)``, all after the backbone with
-    the full rate. A shared parameter is listed once; empty groups are left out.
+    of the backbone's rate, what comes before the blocks with ``layer_decay ** (L + 1)``, what lies between two of them
+    (merges, strided layers) as the first of the two, all after the backbone with the full rate. A shared parameter is
+    listed once; empty groups are left out.
 
     Args:
         model: A model whose feature extractor is its submodule ``backbone``.
@@ -71,7 +72,7 @@ def parameter_groups(
 
 
 def _depths(model: nn.Module) -> dict[int, int]:
-    """Return the number of its block, from 1, for each parameter inside one."""
+    """Return the number of its block, from 1, for each parameter of the backbone; 0 for those before the blocks."""
     backbone: Any = model.get_submodule("backbone")
     blocks = backbone.blocks() if hasattr(backbone, "blocks") else []
     if not blocks:
@@ -79,4 +80,11 @@ def _depths(model: nn.Module) -> dict[int, int]:
             f"method.layer_decay: {type(backbone).__name__} does not tell its blocks(); leave it at 1, or use "
             "method.backbone_learning_rate_factor"
         )
-    return {id(parameter): depth for depth, block in enumerate(blocks, 1) for parameter in block.parameters()}
+    inside = {
+        id(parameter): depth for depth, block in enumerate(blocks, 1) for parameter in block.parameters()
+    }
+    depths, reached = {}, 0
+    for parameter in backbone.parameters():  # in the order in which they were built
+        reached = inside.get(id(parameter), reached)
+        depths[id(parameter)] = reached
+    return depths
