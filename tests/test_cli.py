@@ -246,9 +246,9 @@ def test_data_is_made_and_checked(tmp_path, capsys):
 
 
 def test_undefined_scores_are_null_in_json(capsys):
-    from pixvox.cli import _print_json
+    from pixvox.console import print_json
 
-    _print_json({"AP": float("nan"), "classes": [float("inf"), 1.0]})
+    print_json({"AP": float("nan"), "classes": [float("inf"), 1.0]})
     assert last_object(capsys) == {"AP": None, "classes": [None, 1.0]}
 
 

@@ -135,7 +135,7 @@ def test_files_that_do_not_fit_are_refused_with_the_reason(tmp_path, monkeypatch
         WeightsError, match=r"other.safetensors: these are not the weights of timm's resnet18"
     ):
         TimmBackbone("resnet18", pretrained=str(other))
-    with pytest.raises(WeightsError, match="there is no such file"):
+    with pytest.raises(WeightsError, match="there is no such run folder or file"):
         TimmBackbone("resnet18", pretrained=str(tmp_path / "absent.pth"))
     torch.save({"weights": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(WeightsError, match="could execute code"):

@@ -20,11 +20,17 @@ def options(backbone, head):
 
 
 def some(dims):
-    """Pair every backbone with one head, and so every head with some backbone."""
+    """Pair each backbone with one head, and so each head with some backbone; the whole is in ``test_every_pair``."""
     return list(zip(small_families(dims), itertools.cycle(list_heads(spatial_dims=dims)), strict=False))
 
 
-CASES = [(*pair, dims) for dims in (2, 3) for pair in some(dims)]
+CASES = [(*pair, 2) for pair in some(2)[::2]]
+CASES += [
+    ("resnet", "fcn", 3),
+    ("dino", "maskrcnn", 3),
+    ("swin", "mask2former", 3),
+    ("convnext", "solov2", 3),
+]
 
 
 @pytest.mark.parametrize(("backbone", "head", "dims"), CASES)

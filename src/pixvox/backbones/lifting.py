@@ -75,6 +75,9 @@ def lift_to_3d(
         )
 
     def lift(module: nn.Module, name: str) -> nn.Module:
+        return twin_of(module, name).train(module.training)
+
+    def twin_of(module: nn.Module, name: str) -> nn.Module:
         before, after = levels.get(name, (0, 0))
         step = math.prod(depth_strides[before:after])
         longest = None if depth_kernels is None else depth_kernels[max(after, 1) - 1 : after or 1]
