@@ -1,5 +1,6 @@
 """A student and its teacher, with every head, in images and volumes."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -48,6 +49,20 @@ def _case(head, dims):
     if head != "maskrcnn":  # whose masks are half full at the beginning, and empty at random weights
         randomise(model.head)
     return _method(model, threshold=0.0), _batch(dims)
+
+
+def test_terms_of_the_loss_on_pseudo_labels_have_factors_of_their_own():
+    method, batch = _case("maskrcnn", 2)
+    strong = replace(batch, images=batch.views[0], targets=method.pseudo_labels(batch).targets)
+    torch.manual_seed(5)
+    _, terms, _ = method._losses(method.segmenter, strong)
+    method.unsupervised_terms = {"mask": 0.0, "box": 0.5}
+    torch.manual_seed(5)
+    expected = sum(terms.values()) - terms["mask"] - 0.5 * terms["box"]
+    assert terms["mask"] > 0 and method.taught(strong) == pytest.approx(float(expected), rel=1e-5)
+    method.unsupervised_terms = {"masks": 0.0}
+    with pytest.raises(ConfigError, match="the loss has no term 'masks'; it has .*mask"):
+        method.taught(strong)
 
 
 @pytest.mark.parametrize(("head", "dims"), CASES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from pixvox.methods.pseudo_labels import ConfidenceThreshold, PseudoLabeler, Pse
 from pixvox.methods.supervised import Supervised
 from pixvox.ranges import check_at_least, check_shares
 from pixvox.segmenter import Segmenter
-from pixvox.structures import Batch, Segmentation
+from pixvox.structures import Batch, Features, Segmentation
 
 log = logging.getLogger("pixvox")
 
@@ -45,6 +45,8 @@ class MeanTeacher(Supervised):
         warmup_steps: Steps on labelled images alone.
         rampup_steps: Steps to the full weight of unlabelled images.
         unsupervised_weight: That weight.
+        unsupervised_terms: Factors of single terms of the loss of unlabelled images, by the names under which they are
+            logged; ``{"mask": 0.0}`` learns from labels alone how masks look, as Unbiased Teacher does for boxes.
         decay: Share of the teacher that each step keeps, in [0, 1).
         decay_warmup: Keep at most ``1 - 1 / (step + 1)``, so that the teacher forgets its random start.
         threshold: Score from which a prediction teaches; that of the head when None.
@@ -70,6 +72,7 @@ class MeanTeacher(Supervised):
         warmup_steps: int = 500,
         rampup_steps: int = 5000,
         unsupervised_weight: float = 1.0,
+        unsupervised_terms: Mapping[str, float] | None = None,
         decay: float = 0.999,
         decay_warmup: bool = True,
         threshold: float | None = None,
@@ -102,6 +105,7 @@ class MeanTeacher(Supervised):
             raise ConfigError(f"method: {error}") from error
         self.warmup_steps, self.rampup_steps = warmup_steps, rampup_steps
         self.unsupervised_weight = unsupervised_weight
+        self.unsupervised_terms = dict(unsupervised_terms or {})
         self.decay, self.decay_warmup = decay, decay_warmup
         self.teacher = copy.deepcopy(segmenter).requires_grad_(False).eval()
 
@@ -168,8 +172,23 @@ class MeanTeacher(Supervised):
         """Return the student's loss on the strong view of unlabelled images, and what to tell of their labels."""
         labels = self.pseudo_labels(batch)
         strong = replace(batch, images=batch.views[0], targets=labels.targets)
-        loss, _, _ = self._losses(self.segmenter, strong)
-        return loss, self._facts(labels, batch)
+        return self.taught(strong), self._facts(labels, batch)
+
+    def taught(self, batch: Batch, perturb: Callable[[Features], Features] | None = None) -> Tensor:
+        """Return the student's loss on pseudo-labels, each term with its factor.
+
+        Raises:
+            ConfigError: If a factor names no term.
+        """
+        _, terms, _ = self._losses(self.segmenter, batch, perturb)
+        unknown = [name for name in self.unsupervised_terms if name not in terms]
+        if unknown:
+            raise ConfigError(
+                f"method.unsupervised_terms: the loss has no term {unknown[0]!r}; it has {', '.join(terms)}"
+            )
+        return torch.stack(
+            [self.unsupervised_terms.get(name, 1.0) * term.float() for name, term in terms.items()]
+        ).sum()
 
     @torch.no_grad()
     def pseudo_labels(self, batch: Batch) -> PseudoLabels:

@@ -84,7 +84,7 @@ class UniMatch(MeanTeacher):
             intensity_ranges=None if ranges is None else torch.cat([ranges, ranges]),
             seeds=None if batch.seeds is None else 2 * batch.seeds,
         )
-        loss, _, _ = self._losses(self.segmenter, both, lambda features: self._disturbed(features, generator))
+        loss = self.taught(both, lambda features: self._disturbed(features, generator))
         # The loss is a mean over what is known; what is not counts as 0.
         known = (targets != IGNORE_INDEX).sum()
         pixels = 2 * (batch.valid_sizes.prod(dim=1) if batch.inside is None else batch.inside).sum()
