@@ -59,7 +59,7 @@ def test_terms_of_the_loss_on_pseudo_labels_have_factors_of_their_own():
     method.unsupervised_terms = {"mask": 0.0, "box": 0.5}
     torch.manual_seed(5)
     expected = sum(terms.values()) - terms["mask"] - 0.5 * terms["box"]
-    assert terms["mask"] > 0 and method.taught(strong) == pytest.approx(float(expected), rel=1e-5)
+    assert terms["mask"] > 0 and method.taught(strong).item() == pytest.approx(expected.item(), rel=1e-5)
     method.unsupervised_terms = {"masks": 0.0}
     with pytest.raises(ConfigError, match="the loss has no term 'masks'; it has .*mask"):
         method.taught(strong)
