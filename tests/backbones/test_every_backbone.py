@@ -26,7 +26,7 @@ def build(name, dims, in_channels=2, **options):
 
 
 @pytest.mark.parametrize(("name", "dims"), CASES)
-def test_maps_have_the_declared_channels_and_strides_and_every_weight_learns(name, dims):
+def test_maps_of_any_size_have_the_declared_channels_and_strides_and_every_weight_learns(name, dims):
     backbone = build(name, dims).train()
     size = (64, 96) if dims == 2 else (32, 32, 64)
     levels = backbone(torch.randn(2, 2, *size))
@@ -34,17 +34,13 @@ def test_maps_have_the_declared_channels_and_strides_and_every_weight_learns(nam
     for level, channels, stride in zip(levels, backbone.channels, backbone.strides, strict=True):
         assert tuple(level.shape) == (2, channels, *(n // s for n, s in zip(size, stride, strict=True)))
     sum(level.square().mean() for level in levels).backward()
-    without = [key for key, value in backbone.named_parameters() if value.grad is None]
-    assert not without
-
-
-@pytest.mark.parametrize(("name", "dims"), [case for case in CASES if case.values[0] != "windowed_vit"])
-def test_any_size_is_padded_and_cropped_inside(name, dims):
-    backbone = build(name, dims, in_channels=1).eval()
+    assert not [key for key, value in backbone.named_parameters() if value.grad is None]
+    if name == "windowed_vit":
+        return  # Segmenter pads for it
     for shape in ((61, 83), (17, 120)):
         size = shape if dims == 2 else (5, *shape)
         with torch.no_grad():
-            levels = backbone(torch.randn(1, 1, *size))
+            levels = backbone.eval()(torch.randn(1, 2, *size))
         for level, stride in zip(levels, backbone.strides, strict=True):
             assert tuple(level.shape[2:]) == tuple(-(-n // s) for n, s in zip(size, stride, strict=True))
             assert level.isfinite().all()

@@ -105,13 +105,13 @@ def pairs(
         unknown = [value for value in given or () if value not in existing]
         if unknown:
             raise ConfigError(f"--{what}: {unknown[0]!r} is none of {', '.join(map(str, existing))}")
-    return [
-        Cell(backbone, head, axes)
-        for axes in dims or (2, 3)
-        for backbone in backbones or families(axes)
-        if backbone in list_backbones(axes)
-        for head in heads or list_heads()
-    ]
+    under = heads or list_heads()
+    cells = []
+    for axes in dims or (2, 3):
+        existing = list_backbones(axes)
+        over = [name for name in backbones or families(axes) if name in existing]
+        cells += [Cell(backbone, head, axes) for backbone in over for head in under]
+    return cells
 
 
 def check(
