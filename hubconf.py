@@ -17,7 +17,7 @@ dependencies = ["torch", "torchvision", "timm", "hydra", "omegaconf", "numpy", "
 
 
 class _SemanticOutputs(torch.nn.Module):
-    """A semantic model whose outputs are those of torchvision's: ``{"out": logits, "aux": logits or absent}``.
+    """A semantic model whose outputs are named as torchvision's: ``{"out": logits}``.
 
     Args:
         model: The model; its images are un-normalised, of shape ``(batch, channels, *spatial)``.
@@ -29,12 +29,7 @@ class _SemanticOutputs(torch.nn.Module):
 
     def forward(self, images):
         """Return the logits of the classes at the size of the images."""
-        outputs = self.model(self.model.normalize(images))
-        named = {"out": outputs["logits"]}
-        auxiliary = outputs.get("auxiliary")
-        if auxiliary:
-            named["aux"] = auxiliary[-1]["logits"]
-        return named
+        return {"out": self.model(self.model.normalize(images))["logits"]}
 
 
 def load(path):

@@ -41,13 +41,13 @@ def test_a_pair_learns_predicts_and_comes_back_from_a_file(backbone, head, dims)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("backbone", small_families(2))
+@pytest.mark.parametrize(
+    ("backbone", "dims"), [(name, dims) for dims in (2, 3) for name in small_families(dims)]
+)
 @pytest.mark.parametrize("head", list_heads())
 def test_every_pair(backbone, head, dims):
-    if backbone in small_families(dims):
-        cell = check(backbone, head, dims, options(backbone, head))
-        assert cell.status in ("works", "refused"), cell.reason
+    cell = check(backbone, head, dims, options(backbone, head))
+    assert cell.status == ("refused" if (head, dims) == ("contourformer", 3) else "works"), cell.reason
 
 
 def test_what_goes_wrong_is_told_with_the_step(monkeypatch):
@@ -90,6 +90,7 @@ def test_the_whole_matrix_has_each_family_under_each_head_once():
     assert len(cells) == sum(len(families(dims)) for dims in (2, 3)) * len(list_heads())
     seed = {"simple", "dino", "sam", "swin", "convnext", "repvgg", "resnet"}
     assert seed <= {cell.backbone for cell in cells if cell.spatial_dims == 2}
+    assert run(["benchmark", "matrix", "--dims", "two"]) == 2
     with pytest.raises(ConfigError, match="--heads: 'nope' is none of contourformer"):
         pairs(heads=["nope"])
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -74,6 +75,34 @@ class Backbone(nn.Module, ABC):
         blocks is refused where they are needed.
         """
         return []
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Return images with zeros at their far ends, so that their sizes are multiples of ``size_divisor``."""
+        padding = [-length % step for length, step in zip(images.shape[2:], self.size_divisor, strict=True)]
+        return (
+            F.pad(images, [side for extra in reversed(padding) for side in (0, extra)])
+            if any(padding)
+            else images
+        )
+
+    def cropped(self, levels: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the part of the maps that images of ``size`` cover.
+
+        Raises:
+            ValueError: If a map is smaller than its stride tells.
+        """
+        result = []
+        for level, stride in zip(levels, self.strides, strict=True):
+            wanted = [-(-length // step) for length, step in zip(size, stride, strict=True)]
+            if any(have < want for have, want in zip(level.shape[2:], wanted, strict=True)):
+                raise ValueError(
+                    f"a map of {tuple(level.shape[2:])} where the strides tell {tuple(wanted)}: the network does not "
+                    "keep to a grid; choose another"
+                )
+            for axis, length in enumerate(wanted, start=2):
+                level = level.narrow(axis, 0, length)
+            result.append(level)
+        return tuple(result)
 
     def deploy(self) -> None:
         """Take the form that is fastest once learning is over, in place; the maps stay the same."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -118,15 +117,8 @@ class NetworkBackbone(Backbone):
         Raises:
             ValueError: If the network's maps do not have the strides that it tells.
         """
-        size = images.shape[2:]
-        padding = [-length % step for length, step in zip(size, self.size_divisor, strict=True)]
-        if self.pads and any(padding):
-            images = F.pad(images, [side for extra in reversed(padding) for side in (0, extra)])
-        levels = self.maps(images, self.out_levels)
-        return tuple(
-            _crop(level, [-(-length // step) for length, step in zip(size, stride, strict=True)])
-            for level, stride in zip(levels, self.strides, strict=True)
-        )
+        levels = self.maps(self.padded(images) if self.pads else images, self.out_levels)
+        return self.cropped(levels, images.shape[2:])
 
     def _lift(self, depth_strides: Sequence[int], depth_kernels: Sequence[int] | None) -> None:
         """Lift the network and make sure that it gives for a slice what it gave for the image."""
@@ -202,15 +194,3 @@ def _composites(module: nn.Module) -> Iterator[nn.Module]:
             yield from _composites(child)
         elif len(inside) > 1:
             yield child
-
-
-def _crop(level: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the first ``size`` pixels of each axis."""
-    if any(have < want for have, want in zip(level.shape[2:], size, strict=True)):
-        raise ValueError(
-            f"the network gives a map of {tuple(level.shape[2:])} where its strides tell {tuple(size)}: it does not "
-            "keep to a grid; choose another"
-        )
-    for axis, length in enumerate(size, start=2):
-        level = level.narrow(axis, 0, length)
-    return level

@@ -127,45 +127,10 @@ class TimmBackbone(NetworkBackbone):
 class TimmTransformer(TimmBackbone):
     """A hierarchical transformer of timm, such as Swin V2 or SAM 2's Hiera: for images.
 
-    Args:
-        name: timm's name; may hold ``{variant}``.
-        spatial_dims: 2.
-        in_channels: Channels of the images; other than 3 adapts the first layer's weights.
-        pretrained: Load timm's weights (fetched once by timm), or those of a file or run folder at this path.
-        out_levels: Levels given out; by default those of 2 to 5 (strides 4 to 32) that the network has.
-        drop_path: Chance that a block of the last stage is left out of a training step, earlier blocks less; by
-            default timm's.
-        freeze: Weights that this level and finer ones are made of stay as they are; 0 for none, -1 for all.
-        variant: Takes the place of ``{variant}`` in the name.
-
-    Raises:
-        ValueError: As ``TimmBackbone``.
-        WeightsError: If the weights are not found or do not fit.
+    Arguments and errors are those of ``TimmBackbone``; what is for volumes has no effect.
     """
 
     supported_dims = (2,)
-
-    def __init__(
-        self,
-        name: str,
-        spatial_dims: int = 2,
-        in_channels: int = 3,
-        pretrained: bool | str = False,
-        out_levels: Sequence[int] | None = None,
-        drop_path: float | None = None,
-        freeze: int = 0,
-        variant: str | int | None = None,
-    ) -> None:
-        super().__init__(
-            name,
-            spatial_dims,
-            in_channels,
-            pretrained,
-            out_levels,
-            drop_path=drop_path,
-            freeze=freeze,
-            variant=variant,
-        )
 
 
 def _levels(name: str, strides: Sequence[int], wanted: Sequence[int] | None) -> tuple[int, list[int]]:

@@ -148,15 +148,8 @@ class ViT(Backbone):
 
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
         """Return one feature map per level, finest first."""
-        size = images.shape[2:]
-        padding = [-length % step for length, step in zip(size, self.size_divisor, strict=True)]
-        if any(padding):
-            images = F.pad(images, [side for extra in reversed(padding) for side in (0, extra)])
-        maps = self._maps(images)
-        return tuple(
-            self._crop(level(maps), size, stride)
-            for level, stride in zip(self.pyramid, self.strides, strict=True)
-        )
+        maps = self._maps(self.padded(images))
+        return self.cropped([level(maps) for level in self.pyramid], images.shape[2:])
 
     def _maps(self, images: Tensor) -> Tensor:
         if isinstance(self.network, VolumeTransformer):
@@ -168,52 +161,14 @@ class ViT(Backbone):
         )
         return maps[0]
 
-    @staticmethod
-    def _crop(level: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-        for axis, (length, step) in enumerate(zip(size, stride, strict=True), start=2):
-            level = level.narrow(axis, 0, -(-length // step))
-        return level
-
 
 class ImageViT(ViT):
     """A vision transformer whose blocks have windows or positions in the plane, such as SAM's: for images.
 
-    Args:
-        name: timm's name; may hold ``{variant}``.
-        spatial_dims: 2.
-        in_channels: Channels of the images; other than 3 adapts the embedding's weights.
-        pretrained: Load timm's weights (fetched once by timm), or those of a file or run folder at this path.
-        patch_size: Side of the patches, a power of two; weights for another side are resampled.
-        feature_layer: Block whose tokens are used, counted from 1, or from the end if negative.
-        out_levels: Levels given out; level ``l`` has stride ``2 ** l``.
-        drop_path: Chance that a block is left out of a training step, for the last block; earlier ones less.
-        freeze: As ``ViT``.
-        variant: Takes the place of ``{variant}`` in the name.
-
-    Raises:
-        ValueError: As ``ViT``.
-        WeightsError: If the weights are not found or do not fit.
+    Arguments and errors are those of ``ViT``; what is for volumes has no effect.
     """
 
     supported_dims = (2,)
-
-    def __init__(
-        self,
-        name: str,
-        spatial_dims: int = 2,
-        in_channels: int = 3,
-        pretrained: bool | str = False,
-        patch_size: int = 16,
-        feature_layer: int | None = None,
-        out_levels: Sequence[int] = (2, 3, 4, 5),
-        drop_path: float | None = None,
-        freeze: int = 0,
-        variant: str | None = None,
-    ) -> None:
-        super().__init__(
-            name, spatial_dims, in_channels, pretrained, patch_size, feature_layer, out_levels, None, drop_path, freeze,
-            variant,
-        )  # fmt: skip
 
 
 class VolumeTransformer(nn.Module):

@@ -132,3 +132,10 @@ def benchmark_matrix(
 
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _axes(text: str) -> list[int]:
+    wrong = [axes for axes in _names(text) or () if axes not in ("2", "3")]
+    if wrong or not text.strip():
+        raise ConfigError(f"--dims {text}: write 2 for images, 3 for volumes, or 2,3")
+    return [int(axes) for axes in _names(text) or ()]

@@ -36,10 +36,8 @@ SIZES = {2: ((64, 64), (61, 83)), 3: ((32, 32, 32), (9, 45, 33))}
 
 _CLASSES = 3
 
-REFUSALS = {
-    ("*", "contourformer", 3): "contours are curves in a plane; for volumes there are the other heads",
-}
-"""Cells that cannot be, and why: (backbone, head, axes), with * for any."""
+REFUSALS = {("contourformer", 3): "contours are curves in a plane; for volumes there are the other heads"}
+"""Heads that do not exist for a number of axes, and why."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def check(
         The cell; an error is its reason, with the step that it came from.
     """
     cell = Cell(backbone, head, spatial_dims, options=dict(options or {}))
-    refusal = REFUSALS.get((backbone, head, spatial_dims)) or REFUSALS.get(("*", head, spatial_dims))
+    refusal = REFUSALS.get((head, spatial_dims))
     if refusal:
         return replace(cell, status="refused", reason=refusal)
     sizes = sizes or SIZES[spatial_dims]
