@@ -97,9 +97,7 @@ def benchmark_matrix(
     from pixvox.benchmark.matrix import check_all, measured_with, pairs
     from pixvox.benchmark.matrix_report import read_json, write_json, write_markdown
 
-    wanted = pairs(
-        _names(backbones), _names(heads), [int(dim) for dim in _names(dims) or () if dim.isdecimal()]
-    )
+    wanted = pairs(_names(backbones), _names(heads), _axes(dims))
     out.mkdir(parents=True, exist_ok=True)
     known = {cell.place: cell for cell in read_json(out / "matrix.json")}
     left = [
