@@ -252,3 +252,25 @@ def test_damaged_files_of_the_user_are_users_errors(tmp_path, content):
 def test_overrides_that_lead_nowhere_are_users_errors(line):
     with pytest.raises(ConfigError):
         resolved(compose("train", [line]))
+
+
+def test_options_of_an_experiments_part_go_with_it_when_another_is_chosen():
+    own = compose("train", ["experiment=shapes"])
+    assert own.backbone.channels == [32, 64, 128, 128]
+    other = compose("train", ["experiment=shapes", "backbone=resnet18"])
+    assert "channels" not in other.backbone and "blocks" not in other.backbone
+    assert "scale_factors" not in compose("train", ["experiment=shapes_lw_detr", "head=fcn"]).neck
+    assert "extra_levels" not in compose("train", ["head=deformable_detr", "neck=fpn"]).neck
+    with pytest.raises(ConfigError, match="channels"):  # what the user gives is never left out
+        compose("train", ["experiment=shapes", "backbone=resnet18", "backbone.channels=[8,16]"])
+    with pytest.raises(ConfigError, match="channels"):
+        compose("train", ["experiment=shapes", "backbone=resnet18", "+backbone.channels=[8,16]"])
+
+
+def test_mistake_in_a_file_of_ones_own_is_told_also_beside_an_experiment(tmp_path):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - maskrcnn\nhead:\n  box_sampels: 3\n"
+    )
+    with pytest.raises(ConfigError, match="box_sampels.*box_samples"):
+        compose("train", ["experiment=shapes_lw_detr", "head=mine"], tmp_path)

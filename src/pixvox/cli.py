@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pixvox.benchmark.commands import Debug, Json, benchmark_app
-from pixvox.console import print_json, print_table
+from pixvox.benchmark.commands import benchmark_app
+from pixvox.command_options import ConfigDir, DataPath, Debug, Json, Overrides, RunPath
+from pixvox.console import print_json, print_table, show_comparison, tell_failed
 from pixvox.errors import ConfigError, PixvoxError
 
 app = typer.Typer(
@@ -30,23 +31,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make synthetic datasets, check datasets before training.")
 app.add_typer(data_app, name="data")
 app.add_typer(benchmark_app, name="benchmark")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Overrides, such as head=maskrcnn epochs=20.", show_default=False
-    ),
-]
-ConfigDir = Annotated[
-    Path | None, typer.Option("--config-dir", help="Folder of your own configurations, searched first.")
-]
-DataPath = Annotated[
-    Path | None,
-    typer.Option("--data", help="A dataset on disk; its layout is found (data=NAME takes a configuration)."),
-]
-RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/last, or a checkpoint.")
-]
 
 
 class DatasetKind(StrEnum):
@@ -233,15 +217,16 @@ def _sweep(
 ) -> None:
     """Train several, then compare them; exit code 1 when one failed."""
     from pixvox.configuration import data_overrides
-    from pixvox.training.sweep import folder_name, folder_of_configs, grid, run_sweep, sweep_name
+    from pixvox.training.sweep import (
+        folder_name,
+        folder_of_configs,
+        grid,
+        run_sweep,
+        sweep_folder,
+        sweep_name,
+    )
 
     chosen = [*(data_overrides(data, overrides) if data is not None else []), *overrides]
-    place = next((line for line in chosen if line.startswith(("run_dir=", "resume="))), None)
-    if place is not None:
-        raise ConfigError(
-            f"{place}: each training of a sweep has its own folder; choose it by --name and runs_dir="
-        )
-    runs = _options([line for line in chosen if line.startswith("runs_dir=")]).get("runs_dir", "runs")
     if configs is not None:
         if not configs.is_dir():
             raise ConfigError(f"--configs {configs}: there is no such folder")
@@ -251,16 +236,13 @@ def _sweep(
     else:
         cells = grid(chosen)
     default = folder_name(configs.resolve().name) if configs is not None else sweep_name(chosen)
-    folder = Path(runs) / "sweeps" / (name or default)
+    folder = sweep_folder(chosen, name or default)
     outcome = run_sweep(cells, folder, config_dir)
     if outcome.finished:
         _show_comparison([folder / cell for cell in outcome.finished], None, folder, as_json)
     elif as_json:
         print_json({"sweep": str(folder), "failed": outcome.failed})
-    if outcome.failed:
-        for cell, code in outcome.failed.items():
-            typer.echo(f"failed with exit code {code}: {cell}; see {folder / cell / 'run.log'}", err=True)
-        raise typer.Exit(1)
+    tell_failed(outcome)
 
 
 @app.command()
@@ -279,21 +261,10 @@ def compare(
 
 
 def _show_comparison(runs: Sequence[Path], score: str | None, out: Path | None, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from pixvox.training.comparison import compare as compare_runs
 
     comparison = compare_runs(runs, score)
-    paths = comparison.save(out) if out is not None else []
-    if as_json:
-        print_json({**asdict(comparison), "files": [str(path) for path in paths]})
-        return
-    header, lines = comparison.table()
-    print_table("comparison", header, lines)
-    for path in comparison.unfinished:
-        typer.echo(f"not finished: {path}", err=True)
-    for path in paths:
-        typer.echo(str(path))
+    show_comparison(comparison, comparison.save(out) if out is not None else [], as_json)
 
 
 @app.command()

@@ -104,15 +104,39 @@ def time_components(
         >>> list(times.milliseconds), times.repeats
         (['normalizer', 'backbone', 'neck', 'head', 'postprocess', 'total'], 2)
     """
-    if min(batch_size, repeats) < 1 or warmup < 0:
-        raise ConfigError(
-            f"batch_size and repeats must be at least 1 and warmup at least 0, got {batch_size}, {repeats}, {warmup}"
-        )
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    batch = _batch(model, _size(image_size, model.spatial_dims), batch_size, image)
+    return time_batch(model, batch, repeats, warmup, precision, device)
+
+
+def time_batch(
+    model: Segmenter,
+    batch: Batch,
+    repeats: int = 20,
+    warmup: int = 3,
+    precision: str = "fp32",
+    device: torch.device | str | None = None,
+) -> ComponentTimes:
+    """Time the parts of a prediction of one batch, as ``time_components`` does.
+
+    Args:
+        model: The model.
+        batch: Images as a loader gives them, not normalised.
+        repeats: Passes that count.
+        warmup: Passes before, which choose algorithms and fill caches.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast.
+        device: Where; by default where the model would run.
+
+    Raises:
+        ConfigError: If a number or the precision makes no sense.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ConfigError(f"repeats must be at least 1 and warmup at least 0, got {repeats}, {warmup}")
     if precision not in _PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(_PRECISIONS)}; got {precision!r}")
     place = torch.device(device) if device is not None else default_device()
-    model = model.to(place)
-    batch = _batch(model, _size(image_size, model.spatial_dims), batch_size, image).to(place)
+    model, batch = model.to(place), batch.to(place)
     clock = _Clock(model, place)
     modes = [(module, module.training) for module in model.modules()]
     autocast = torch.autocast(place.type, _PRECISIONS[precision], enabled=precision != "fp32")
@@ -131,11 +155,11 @@ def time_components(
     return ComponentTimes(
         milliseconds={name: round(value, 4) for name, value in milliseconds.items()},
         parameters=_parameters(model),
-        images_per_second=round(1000 * batch_size / milliseconds["total"], 3),
+        images_per_second=round(1000 * len(batch) / milliseconds["total"], 3),
         peak_memory_mib=_peak_memory(place),
         device=torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
         image_size=tuple(batch.images.shape[2:]),
-        batch_size=batch_size,
+        batch_size=len(batch),
         repeats=repeats,
         instances=instances,
     )

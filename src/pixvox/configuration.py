@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -126,7 +126,7 @@ def compose(
     """
     composer = _Composer(name, config_dir)
     parsed = [_parse(text) for text in overrides]
-    choices = {override.input_line for override in parsed if _is_choice(override, composer)}
+    choices = {str(override.input_line) for override in parsed if _is_choice(override, composer)}
     lines = [str(override.input_line) for override in parsed]
     try:
         config = composer.compose([*lines, *_implied(name, parsed)])
@@ -140,8 +140,47 @@ def compose(
             for line, override in zip(lines, parsed, strict=True)
         ]
         config = composer.compose([*lines, *_implied(name, parsed)])
-    check(config)
+    try:
+        check(config)
+    except ConfigError:
+        given = {str(override.key_or_group) for override in parsed}
+        if not _leave_out_foreign(config, composer, choices, given):
+            raise
+        check(config)
     return config
+
+
+def _leave_out_foreign(
+    config: DictConfig, composer: _Composer, choices: Iterable[str], given: Iterable[str]
+) -> list[str]:
+    """Remove what other files set for a part that was then replaced: an experiment's channels of its own backbone.
+
+    Args:
+        config: What was composed.
+        composer: Composes it.
+        choices: The choices of parts.
+        given: Keys that the user set, which stay.
+
+    Returns:
+        The keys that are removed.
+    """
+    removed = []
+    for line in choices:
+        without = composer.compose([other for other in choices if other != line])
+        for group, choice in config.choices.items():
+            part, before = _node(config, group), _node(without, group)
+            if without.choices.get(group) == choice or not isinstance(part, DictConfig):
+                continue
+            if "_target_" not in part or not isinstance(before, DictConfig):
+                continue
+            takes = signature(locate(part._target_))
+            for key in map(str, list(part.keys())):
+                foreign = key in before and key not in takes.annotations and not key.startswith("_")
+                if foreign and not takes.open and f"{group}.{key}" not in given:
+                    with open_dict(part):
+                        del part[key]
+                    removed.append(f"{group}.{key}")
+    return removed
 
 
 class _OwnFolderFirst(SearchPathPlugin):

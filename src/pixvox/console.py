@@ -7,8 +7,13 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixvox.training.comparison import Comparison
+    from pixvox.training.sweep import Outcome
 
 log = logging.getLogger("pixvox")
 
@@ -82,3 +87,29 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
     Console().print(table)
+
+
+def show_comparison(comparison: Comparison, files: Sequence[Path], as_json: bool) -> None:
+    """Print a comparison, the trainings that did not end, and the files that were written."""
+    import typer
+
+    if as_json:
+        print_json({**asdict(comparison), "files": [str(path) for path in files]})
+        return
+    header, lines = comparison.table()
+    print_table("comparison", header, lines)
+    for path in comparison.unfinished:
+        typer.echo(f"not finished: {path}", err=True)
+    for path in files:
+        typer.echo(str(path))
+
+
+def tell_failed(outcome: Outcome) -> None:
+    """Name the trainings of a sweep that failed; they end the command with exit code 1."""
+    import typer
+
+    for cell, code in outcome.failed.items():
+        log_file = outcome.folder / cell / "run.log"
+        typer.echo(f"failed with exit code {code}: {cell}; see {log_file}", err=True)
+    if outcome.failed:
+        raise typer.Exit(1)

@@ -45,7 +45,7 @@ def evaluate(
         ConfigError: If the data do not suit the model.
         WeightsError: If the model cannot be loaded.
     """
-    model, datamodule, config = _prepare(run, data, split, overrides, config_dir)
+    model, datamodule, config = prepare(run, data, split, overrides, config_dir)
     metrics = build_metrics(config, datamodule.metadata, model.head)
     seconds, images = 0.0, 0
     for batch, predictions, elapsed in predictions_of(model, loader(datamodule, split)):
@@ -79,19 +79,27 @@ def visualize(
     from pixvox.visualization.grids import draw_predictions
     from pixvox.weights.loading import find_checkpoint
 
-    model, datamodule, _ = _prepare(run, data, split, overrides, None)
+    model, datamodule, _ = prepare(run, data, split, overrides)
+    pairs, seconds = first_pairs(model, loader(datamodule, split), num_images)
+    path = find_checkpoint(Path(run)).parent / "model_predictions_viz.png"
+    threshold = model.head.confident_score if threshold is None else threshold
+    title = f"{1000 * seconds:.0f} ms per image"
+    draw_predictions(pairs, path, max_images=num_images, score_threshold=threshold, title=title)
+    return path
+
+
+def first_pairs(
+    model: Segmenter, batches: Any, num_images: int
+) -> tuple[list[tuple[Segmentation, Segmentation]], float]:
+    """Return predictions and truths of the first images, and the mean seconds of a prediction."""
     pairs: list[tuple[Segmentation, Segmentation]] = []
     seconds = 0.0
-    for batch, predictions, spent in predictions_of(model, loader(datamodule, split)):
+    for batch, predictions, spent in predictions_of(model, batches):
         pairs += zip(predictions, batch.truths or (), strict=True)
         seconds += spent
         if len(pairs) >= num_images:
             break
-    path = find_checkpoint(Path(run)).parent / "model_predictions_viz.png"
-    threshold = model.head.confident_score if threshold is None else threshold
-    title = f"{1000 * seconds / max(1, len(pairs)):.0f} ms per image"
-    draw_predictions(pairs, path, max_images=num_images, score_threshold=threshold, title=title)
-    return path
+    return pairs[:num_images], seconds / max(1, len(pairs))
 
 
 def predictions_of(model: Segmenter, batches: Any) -> Iterator[tuple[Batch, list[Segmentation], float]]:
@@ -117,14 +125,14 @@ def loader(datamodule: DataModule, split: str) -> Any:
     return datamodule.test_dataloader() if split == "test" else datamodule.val_dataloader()
 
 
-def _prepare(
+def prepare(
     run: str | Path,
-    data: str | Path | None,
-    split: str,
-    overrides: Sequence[str],
-    config_dir: str | Path | None,
+    data: str | Path | None = None,
+    split: str = "val",
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
 ) -> tuple[Segmenter, DataModule, DictConfig]:
-    """Load the model, and build the data that it is to see."""
+    """Load the model, and build the data that it is to see; the arguments are those of ``evaluate``."""
     from pixvox.weights import load
 
     model = load(run)

@@ -120,3 +120,27 @@ def test_damaged_folder_is_unfinished(runs):
     comparison = compare([runs])
     assert len(comparison.unfinished) == 1
     assert json.dumps([row.count for row in comparison.rows]).count("1") == 1
+
+
+def test_best_run_of_a_row_follows_the_mode(runs):
+    best = compare([runs])
+    assert best.best_run(best.rows[0]).name == "resnet18,1e-3,1"
+    least = compare([runs], score="loss")
+    assert least.best_run(least.rows[0]).name == "resnet18,1e-3,1"
+    leave(runs / "none", ["head=fcn", "data=shapes", "data.train.task=semantic", "backbone=resnet18",
+                          "learning_rate=1e-3", "seed=2"], None)  # fmt: skip
+    again = compare([runs])
+    assert again.best_run(again.rows[0]).name == "resnet18,1e-3,1"
+
+
+def test_speed_stands_in_the_tables_where_it_was_measured(runs, tmp_path):
+    assert "images/s" not in compare([runs]).table()[0]
+    for seed, speed in ((0, 10.0), (1, 20.0)):
+        RunFolder(runs / f"simple,1e-3,{seed}").write_json(
+            runs / f"simple,1e-3,{seed}" / "speed.json", {"images_per_second": speed}
+        )
+    comparison = compare([runs])
+    header, lines = comparison.table()
+    assert [line[header.index("images/s")] for line in lines] == ["", "15.0", ""]
+    names = {path.name for path in comparison.save(tmp_path / "out")}
+    assert "speed_map_backbone_learning_rate.png" in names

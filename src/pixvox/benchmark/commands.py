@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from pixvox.console import print_json, print_table
+from pixvox.command_options import ConfigDir, DataPath, Debug, Json, Overrides
+from pixvox.console import print_json, print_table, show_comparison, tell_failed
 from pixvox.errors import ConfigError
 
 benchmark_app = typer.Typer(no_args_is_help=True, help="Measure models, and every pair of backbone and head.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object last.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @benchmark_app.command("components")
@@ -126,6 +124,38 @@ def benchmark_matrix(
         )
     if counts["failed"]:
         raise typer.Exit(1)
+
+
+@benchmark_app.command("grid")
+def benchmark_grid(
+    backbones: Annotated[str, typer.Option("--backbones", help="Names, as in simple,resnet18.")],
+    heads: Annotated[str, typer.Option("--heads", help="Names, as in maskrcnn,lw_detr.")],
+    overrides: Overrides = None,
+    data: DataPath = None,
+    config_dir: ConfigDir = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each pair.")] = 1,
+    name: Annotated[str, typer.Option("--name", help="Folder below runs/sweeps.")] = "grid",
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Images that all models segment.")] = 3,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train every backbone under every head; draw their scores, their speed and what they see.
+
+    The same command goes on with an interrupted grid; exit code 1 tells that a training failed.
+    """
+    from pixvox.benchmark.grid import grid_cells, report
+    from pixvox.configuration import data_overrides
+    from pixvox.training.sweep import run_sweep, sweep_folder
+
+    given = list(overrides or ())
+    given = [*(data_overrides(data, given) if data is not None else []), *given]
+    cells = grid_cells(_names(backbones) or (), _names(heads) or (), seeds, given)
+    outcome = run_sweep(cells, sweep_folder(given, name), config_dir)
+    if outcome.finished:
+        show_comparison(*report(outcome, examples), as_json)
+    elif as_json:
+        print_json({"sweep": str(outcome.folder), "failed": outcome.failed})
+    tell_failed(outcome)
 
 
 def _names(text: str | None) -> list[str] | None:

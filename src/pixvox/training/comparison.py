@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ class Finished:
         overrides: Keys that were set.
         config: Its whole configuration.
         summary: Its ``summary.json``.
+        speed: Images that a prediction segments in a second; NaN where it was not measured.
     """
 
     path: Path
     overrides: tuple[str, ...]
     config: Any
     summary: Mapping[str, Any]
+    speed: float = math.nan
 
     def value(self, key: str) -> Any:
         """Return the value of an override's key, or what stands there by default."""
@@ -61,6 +63,7 @@ class Row:
         parameters: Of the model.
         scores: Best score of each, in the order of ``runs``.
         runs: Their folders.
+        speed: Mean of the images that a prediction segments in a second; NaN where it was not measured.
     """
 
     settings: Mapping[str, Any]
@@ -72,6 +75,7 @@ class Row:
     parameters: int
     scores: tuple[float, ...] = ()
     runs: tuple[Path, ...] = ()
+    speed: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,31 @@ class Comparison:
     mode: str = "max"
     unfinished: Sequence[Path] = field(default_factory=tuple)
 
+    @property
+    def knows_speed(self) -> bool:
+        """Whether the speed of a prediction was measured for some row."""
+        return not all(math.isnan(row.speed) for row in self.rows)
+
+    def best_run(self, row: Row) -> Path:
+        """Return the folder of the best training of a row; any where none has a score."""
+        sign = 1 if self.mode == "max" else -1
+        return max(
+            zip(row.scores, row.runs, strict=True),
+            key=lambda pair: -math.inf if math.isnan(pair[0]) else sign * pair[0],
+        )[1]
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return a header and cells for people."""
         header = [*self.columns, self.score, "runs", "seconds", "peak MiB", "million parameters"]
+        header += ["images/s"] if self.knows_speed else []
         lines = []
         for row in self.rows:
             spread = "" if math.isnan(row.spread) else f" ± {row.spread:.4f}"
             score = "" if math.isnan(row.score) else f"{row.score:.4f}{spread}"
             cells = [*(setting_text(row.settings[key]) for key in self.columns), score, str(row.count)]
-            lines.append([*cells, f"{row.seconds:.1f}", f"{row.memory:.0f}", f"{row.parameters / 1e6:.2f}"])
+            cells += [f"{row.seconds:.1f}", f"{row.memory:.0f}", f"{row.parameters / 1e6:.2f}"]
+            speed = "" if math.isnan(row.speed) else f"{row.speed:.1f}"
+            lines.append([*cells, speed] if self.knows_speed else cells)
         return header, lines
 
     def markdown(self) -> str:
@@ -116,37 +136,33 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / "comparison.csv", folder / "comparison.md"]
         with whole_file(paths[0]) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            fixed = [
-                "score",
-                "mean",
-                "std",
-                "runs",
-                "seconds",
-                "peak_memory_mib",
-                "parameters",
-                "values",
-                "folders",
-            ]
-            writer.writerow([*self.columns, *fixed])
-            for row in self.rows:
-                numbers = [_number(row.score), _number(row.spread), row.count, row.seconds, row.memory]
-                each = [" ".join(map(_number, row.scores)), " ".join(map(str, row.runs))]
-                writer.writerow(
-                    [
-                        *(setting_text(row.settings[key]) for key in self.columns),
-                        self.score,
-                        *numbers,
-                        row.parameters,
-                        *each,
-                    ]
-                )
+            csv.writer(file).writerows(self._numbers())
         with whole_file(paths[1]) as part:
             part.write_text(self.markdown(), encoding="utf-8")
         if self.rows:
             paths.append(draw_bars(self, folder / "comparison.png"))
             paths += draw_heat_maps(self, folder)
         return paths
+
+    def _numbers(self) -> Iterator[list[Any]]:
+        """Yield the lines of the table for programs, the header first."""
+        fixed = [
+            "score",
+            "mean",
+            "std",
+            "runs",
+            "seconds",
+            "peak_memory_mib",
+            "parameters",
+            "images_per_second",
+        ]
+        yield [*self.columns, *fixed, "values", "folders"]
+        for row in self.rows:
+            yield [
+                *(setting_text(row.settings[key]) for key in self.columns), self.score, _number(row.score),
+                _number(row.spread), row.count, row.seconds, row.memory, row.parameters, _number(row.speed),
+                " ".join(map(_number, row.scores)), " ".join(map(str, row.runs)),
+            ]  # fmt: skip
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -219,7 +235,14 @@ def _read(run: RunFolder) -> Finished | None:
     except (OSError, ValueError):
         return None
     keys = tuple(dict.fromkeys(str(line).partition("=")[0].lstrip("+~") for line in lines))
-    return Finished(run.path, keys, config, summary)
+    return Finished(run.path, keys, config, summary, _speed(run))
+
+
+def _speed(run: RunFolder) -> float:
+    try:
+        return float(json.loads(run.speed.read_text())["images_per_second"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.nan
 
 
 def _score(runs: Sequence[Finished], wanted: str | None) -> tuple[str, str]:
@@ -243,19 +266,28 @@ def _score(runs: Sequence[Finished], wanted: str | None) -> tuple[str, str]:
 def _row(runs: Sequence[Finished], columns: Sequence[str], score: str) -> Row:
     scores = [(run.summary.get("best") or {}).get(score) for run in runs]
     values = [math.nan if value is None else float(value) for value in scores]
-    known = [value for value in values if not math.isnan(value)]
     memories = [run.summary.get("peak_memory_mib") or {} for run in runs]
     return Row(
         settings={key: runs[0].value(key) for key in columns},
-        score=statistics.fmean(known) if known else math.nan,
-        spread=statistics.stdev(known) if len(known) > 1 else math.nan,
+        score=_mean(values),
+        spread=statistics.stdev(_known(values)) if len(_known(values)) > 1 else math.nan,
         count=len(runs),
         seconds=round(statistics.fmean(float(run.summary.get("seconds") or 0) for run in runs), 1),
         memory=max(float(peak.get("cuda", peak.get("host", 0))) for peak in memories),
         parameters=int(runs[0].summary.get("parameters") or 0),
         scores=tuple(values),
         runs=tuple(run.path for run in runs),
+        speed=_mean([run.speed for run in runs]),
     )
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = _known(values)
+    return statistics.fmean(known) if known else math.nan
 
 
 def setting_text(value: Any) -> str:

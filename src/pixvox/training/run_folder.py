@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def speed(self) -> Path:
+        """What a prediction takes, where it was measured."""
+        return self.path / "speed.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of ``last.ckpt`` and ``best.ckpt``."""
         return self.path / "checkpoints"

@@ -197,6 +197,21 @@ def sweep_name(overrides: Sequence[str]) -> str:
     return folder_name("_".join(keys)) or "sweep"
 
 
+def sweep_folder(overrides: Sequence[str], name: str) -> Path:
+    """Return the folder of a sweep: ``sweeps/NAME`` below ``runs_dir``.
+
+    Raises:
+        ConfigError: If the overrides name the folder of one training.
+    """
+    place = next((line for line in overrides if line.startswith(("run_dir=", "resume="))), None)
+    if place is not None:
+        raise ConfigError(
+            f"{place}: each training of a sweep has its own folder; choose it by --name and runs_dir="
+        )
+    runs = OmegaConf.from_dotlist([line for line in overrides if line.startswith("runs_dir=")])
+    return Path(runs.get("runs_dir", "runs")) / "sweeps" / name
+
+
 def run_sweep(
     cells: Sequence[Cell],
     folder: Path,

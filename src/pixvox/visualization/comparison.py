@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,31 +56,46 @@ def draw_bars(comparison: Comparison, path: Path) -> Path:
 
 
 def draw_heat_maps(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw the score over each two settings, averaged over all others; return the files.
+    """Draw the score over each two settings, averaged over all others, and the speed where it is known.
 
     Args:
         comparison: The rows.
-        folder: Each file is ``heat_map_A_B.png`` there; backbone and head come first.
+        folder: Files are ``heat_map_A_B.png`` and ``speed_map_A_B.png`` there; backbone and head come first.
+
+    Returns:
+        The files.
     """
     columns = sorted(comparison.columns, key=lambda key: (key != "backbone", key != "head"))
     several = [key for key in columns if len(_values(comparison, key)) > 1]
     paths = []
-    for rows_key, columns_key in list(itertools.combinations(several, 2))[:_MOST_MAPS]:
-        name = f"heat_map_{rows_key}_{columns_key}.png".replace("/", "-")
-        paths.append(_heat_map(comparison, rows_key, columns_key, folder / name))
+    for keys in list(itertools.combinations(several, 2))[:_MOST_MAPS]:
+        name = f"{keys[0]}_{keys[1]}.png".replace("/", "-")
+        scores = [row.score for row in comparison.rows]
+        paths.append(
+            _heat_map(comparison, keys, scores, f"mean {comparison.score}", folder / f"heat_map_{name}")
+        )
+        if comparison.knows_speed:
+            speeds = [row.speed for row in comparison.rows]
+            paths.append(
+                _heat_map(comparison, keys, speeds, "images per second", folder / f"speed_map_{name}")
+            )
     return paths
 
 
-def _heat_map(comparison: Comparison, rows_key: str, columns_key: str, path: Path) -> Path:
+def _heat_map(
+    comparison: Comparison, keys: tuple[str, str], measured: Sequence[float], title: str, path: Path
+) -> Path:
+    """Draw what was measured for each row over two settings."""
+    rows_key, columns_key = keys
     down, across = _values(comparison, rows_key), _values(comparison, columns_key)
     means = np.full((len(down), len(across)), np.nan)
     for i, j in itertools.product(range(len(down)), range(len(across))):
         cell = [
-            row.score
-            for row in comparison.rows
+            value
+            for row, value in zip(comparison.rows, measured, strict=True)
             if _text(row.settings[rows_key]) == down[i]
             and _text(row.settings[columns_key]) == across[j]
-            and not math.isnan(row.score)
+            and not math.isnan(value)
         ]
         if cell:
             means[i, j] = sum(cell) / len(cell)
@@ -92,12 +108,13 @@ def _heat_map(comparison: Comparison, rows_key: str, columns_key: str, path: Pat
     axes.tick_params(length=0)
     axes.set_xlabel(columns_key, fontsize=9, color=MUTED)
     axes.set_ylabel(rows_key, fontsize=9, color=MUTED)
-    axes.set_title(f"mean {comparison.score}", loc="left", fontsize=10, color=INK, fontweight="bold")
+    axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
     low, high = np.nanmin(means, initial=np.inf), np.nanmax(means, initial=-np.inf)
     for i, j in itertools.product(range(len(down)), range(len(across))):
         value = means[i, j]
         share = 0.0 if not np.isfinite(value) or high <= low else (value - low) / (high - low)
-        text = f"{value:.3f}" if np.isfinite(value) else "none"
+        digits = 3 if high < 10 else 1
+        text = f"{value:.{digits}f}" if np.isfinite(value) else "none"
         color = MUTED if not np.isfinite(value) else INK if share > 0.6 else "white"
         axes.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
     for side in axes.spines.values():
