@@ -50,6 +50,29 @@ def test_weights_of_images_become_the_centre_slices_of_volumes():
         assert torch.allclose(level[:, :, 0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_first_layer_is_adapted_to_the_channels_as_timm_does(channels, dims):
+    from timm.models import adapt_input_conv
+
+    source, model = small(num_classes=2), small(num_classes=2, in_channels=channels, spatial_dims=dims)
+    result = copy_fitting(model, source.state_dict())
+    (name,) = result.adapted
+    kernel = model.state_dict()[name]
+    flat = kernel[:, :, kernel.shape[2] // 2] if dims == 3 else kernel
+    torch.testing.assert_close(flat, adapt_input_conv(channels, source.state_dict()[name].clone()))
+    assert name not in result.misfits
+    assert "1 adapted to other channels" in str(result)
+
+
+def test_other_layers_are_not_adapted():
+    source, model = small(num_classes=2), small(num_classes=2)
+    state = source.state_dict()
+    name = next(key for key, value in state.items() if value.dim() == 4 and value.shape[1] == 4)
+    state[name] = torch.cat([state[name]] * 2, dim=1)
+    assert name in copy_fitting(model, state).misfits
+
+
 def test_nothing_that_fits_is_an_error(tmp_path):
     torch.save({"alien.weight": torch.zeros(2), "head.strange": torch.zeros(1)}, tmp_path / "alien.pth")
     with pytest.raises(WeightsError, match="none of its weights fit the model; 0 of"):

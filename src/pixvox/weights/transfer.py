@@ -22,6 +22,7 @@ class Transfer:
     Args:
         taken: Names of those that were given a value.
         lifted: Names of those of them that came from a model for images: the centre slices of their kernels.
+        adapted: Names of those of them that see the image and were made for another number of channels.
         misfits: Names of those whose shape is another one there, with both shapes: (own, other's).
         missing: Names of those that the other model does not have.
         unused: Names of the other model's that this one does not have.
@@ -29,6 +30,7 @@ class Transfer:
 
     taken: tuple[str, ...]
     lifted: tuple[str, ...]
+    adapted: tuple[str, ...]
     misfits: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
@@ -37,7 +39,8 @@ class Transfer:
         """Say it in a sentence or two."""
         total = len(self.taken) + len(self.misfits) + len(self.missing)
         lifted = f", {len(self.lifted)} of them lifted to volumes" if self.lifted else ""
-        parts = [f"{len(self.taken)} of {total} weights taken{lifted}"]
+        adapted = f", {len(self.adapted)} adapted to other channels" if self.adapted else ""
+        parts = [f"{len(self.taken)} of {total} weights taken{lifted}{adapted}"]
         shapes = [
             f"{name} ({list(own)} here, {list(other)} there)" for name, (own, other) in self.misfits.items()
         ]
@@ -56,7 +59,7 @@ def transfer(model: nn.Module, path: str | Path) -> Transfer:
     """Copy the weights of a run or file that fit into ``model``, and return what did not.
 
     Weights fit that have the same name and shape; kernels of a model for images also fit those of one for volumes, as
-    their centre slices.
+    their centre slices, and kernels that see the image those of one for other channels.
 
     Args:
         model: The model to start, or a part of it.
@@ -88,21 +91,46 @@ def transfer(model: nn.Module, path: str | Path) -> Transfer:
 def copy_fitting(model: nn.Module, state: Mapping[str, Tensor]) -> Transfer:
     """Copy the weights that fit into ``model``; see ``transfer``."""
     own = model.state_dict()
-    taken, lifted, misfits = {}, [], {}
+    channels = getattr(model, "in_channels", None)
+    taken, lifted, adapted, misfits = {}, [], [], {}
     for name, target in own.items():
-        value = state.get(name)
-        if value is None:
+        given = state.get(name)
+        if given is None:
             continue
-        if value.shape == target.shape:
-            taken[name] = value
-        elif value.dim() == 4 and target.dim() == 5 and value.shape == target[:, :, 0].shape:
-            taken[name] = torch.zeros_like(target)
-            taken[name][:, :, target.shape[2] // 2] = value
-            lifted.append(name)
-        else:
-            misfits[name] = (tuple(target.shape), tuple(value.shape))
+        value = given
+        sees_image = name.startswith("backbone.") and value.dim() > 3 and target.shape[1] == channels
+        if sees_image and value.shape[1] != channels:
+            value = adapt_channels(value, target.shape[1])
+        if value.dim() == 4 and target.dim() == 5 and value.shape == target[:, :, 0].shape:
+            flat, value = value, torch.zeros_like(target)
+            value[:, :, target.shape[2] // 2] = flat
+        if value.shape != target.shape:
+            misfits[name] = (tuple(target.shape), tuple(given.shape))
+            continue
+        taken[name] = value
+        lifted += [name] if given.dim() != target.dim() else []
+        adapted += [name] if given.dim() > 1 and given.shape[1] != target.shape[1] else []
     model.load_state_dict(taken, strict=False)
     # Counters of batches, which not every writer keeps, do not matter.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unused = [name for name in state if name not in own]
-    return Transfer(tuple(taken), tuple(lifted), misfits, tuple(missing), tuple(unused))
+    return Transfer(tuple(taken), tuple(lifted), tuple(adapted), misfits, tuple(missing), tuple(unused))
+
+
+def adapt_channels(kernel: Tensor, channels: int) -> Tensor:
+    """Return a kernel that sees images of another number of channels, as timm does.
+
+    A single channel has the sum of all; more repeat them, with weights such that the sum over channels stays.
+
+    Args:
+        kernel: ``(out, in, *kernel)``.
+        channels: Those of the images.
+
+    Example:
+        >>> adapt_channels(torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1), 1).flatten().tolist()
+        [6.0]
+    """
+    if channels == 1:
+        return kernel.sum(dim=1, keepdim=True)
+    index = torch.arange(channels, device=kernel.device) % kernel.shape[1]
+    return kernel[:, index] * (kernel.shape[1] / channels)
