@@ -17,7 +17,7 @@ dependencies = ["torch", "torchvision", "timm", "hydra", "omegaconf", "numpy", "
 
 
 class _SemanticOutputs(torch.nn.Module):
-    """A semantic model whose outputs are named as torchvision's: ``{"out": logits}``.
+    """A semantic model whose outputs are named as torchvision's: ``{"out": logits}``, and ``"aux"`` where it has them.
 
     Args:
         model: The model; its images are un-normalised, of shape ``(batch, channels, *spatial)``.
@@ -29,7 +29,9 @@ class _SemanticOutputs(torch.nn.Module):
 
     def forward(self, images):
         """Return the logits of the classes at the size of the images."""
-        return {"out": self.model(self.model.normalize(images))["logits"]}
+        outputs = self.model(self.model.normalize(images))
+        names = {"out": "logits", "aux": "aux_logits"}
+        return {name: outputs[own] for name, own in names.items() if own in outputs}
 
 
 def load(path):

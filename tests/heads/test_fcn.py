@@ -1,10 +1,12 @@
 import pytest
 import torch
+from torchvision.models.segmentation import fcn_resnet50
 from torchvision.models.segmentation.fcn import FCNHead
 
 from pixvox.heads.fcn import FCN
 from pixvox.losses.dice import Dice
 from pixvox.structures import Features, Geometry, Instances
+from pixvox.weights import load
 
 
 def _features(size, levels=((4, 4), (8, 8))):
@@ -81,3 +83,32 @@ def test_instances_are_refused_with_the_form_that_would_be_right():
     head = FCN((8, 16), ((4, 4), (8, 8)), 3)
     with pytest.raises(ValueError, match=r"label maps \(batch, \*spatial\)"):
         head.loss(head(_features((40, 56))), [Instances.empty((40, 56))])
+
+
+@pytest.mark.parametrize("aux", [True, False])
+def test_torchvisions_fcn_loads_with_equal_outputs(tmp_path, aux):
+    torch.manual_seed(0)
+    reference = fcn_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux).eval()
+    torch.save(reference.state_dict(), tmp_path / "fcn.pth")
+    model = load(tmp_path / "fcn.pth")
+    assert model.class_names[0] == "background" and model.class_names[-1] == "tvmonitor"
+    images = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        expected, outputs = reference(images), model(images)
+    torch.testing.assert_close(outputs["logits"], expected["out"], rtol=1e-3, atol=1e-4)
+    assert ("aux_logits" in outputs) == aux
+    if aux:
+        torch.testing.assert_close(outputs["aux_logits"], expected["aux"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_classifier_learns_with_its_weight():
+    torch.manual_seed(0)
+    head = FCN((8, 16), ((4, 4), (8, 8)), 3, aux_level=-2, aux_weight=0.25, in_levels=[-1], dropout=0.0)
+    features = _features((16, 24))
+    labels = torch.randint(0, 3, (2, 16, 24))
+    outputs = head(features, labels)
+    losses = head.loss(outputs, labels)
+    bare = head.losses["cross_entropy"](outputs["aux_logits"], labels)
+    assert losses["aux_cross_entropy"].item() == pytest.approx(0.25 * bare.item())
+    sum(losses.values()).backward()
+    assert head.aux_classifier[2].weight.grad.abs().sum() > 0

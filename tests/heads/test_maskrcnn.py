@@ -1,7 +1,9 @@
+import re
+
 import pytest
 import torch
 import torchvision.ops.boxes as boxes_module
-from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.mask_rcnn import MaskRCNN as TorchvisionMaskRCNN
 
@@ -17,7 +19,16 @@ LOSSES = {
 def _reference(depth, size, num_classes):
     torch.manual_seed(0)
     limits = {"min_size": min(size), "max_size": max(size)}
-    if depth == 50:
+    if depth == "v2":
+        model = maskrcnn_resnet50_fpn_v2(
+            weights=None, weights_backbone=None, num_classes=num_classes + 1, **limits
+        )
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    value.add_(torch.rand(value.shape, generator=generator) / 10)
+    elif depth == 50:
         model = maskrcnn_resnet50_fpn(
             weights=None, weights_backbone=None, num_classes=num_classes + 1, **limits
         )
@@ -58,7 +69,9 @@ def _scene(size, num_classes, batch=2):
     return images, targets
 
 
-@pytest.mark.parametrize(("depth", "size", "num_classes"), [(50, (96, 128), 4), (18, (160, 96), 2)])
+@pytest.mark.parametrize(
+    ("depth", "size", "num_classes"), [(50, (96, 128), 4), (18, (160, 96), 2), ("v2", (96, 128), 2)]
+)
 def test_losses_equal_torchvisions_with_its_weights_and_the_same_sampling(depth, size, num_classes):
     reference = _reference(depth, size, num_classes).train()
     model = build_maskrcnn(reference.state_dict()).train()
@@ -74,7 +87,9 @@ def test_losses_equal_torchvisions_with_its_weights_and_the_same_sampling(depth,
         assert losses[name].item() == pytest.approx(expected[other].item(), rel=1e-4), name
 
 
-@pytest.mark.parametrize(("depth", "size", "num_classes"), [(50, (96, 128), 4), (18, (160, 96), 1)])
+@pytest.mark.parametrize(
+    ("depth", "size", "num_classes"), [(50, (96, 128), 4), (18, (160, 96), 1), ("v2", (96, 128), 4)]
+)
 def test_detections_equal_torchvisions_with_its_weights(depth, size, num_classes):
     reference = _reference(depth, size, num_classes).eval()
     # Masks as predicted, before torchvision pastes them into boxes rounded to whole pixels.
@@ -94,3 +109,28 @@ def test_detections_equal_torchvisions_with_its_weights(depth, size, num_classes
         masks = outputs["roi_mask_logits"][i, outputs["valid"][i]].sigmoid()
         # Boxes that differ in the last bits shift the samples: single pixels of steep masks by up to 4e-4.
         torch.testing.assert_close(masks, other["masks"][:, 0], rtol=1e-3, atol=1e-3)
+
+
+def test_epsilon_of_the_published_file_is_none():
+    """Norms of COCO_V1 divide by the bare deviation; its mask convolutions have the names that they had in 2019."""
+    reference = _reference(50, (96, 128), 2).eval()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for module in reference.modules():
+            if hasattr(module, "running_var"):
+                module.running_var.copy_(
+                    torch.rand(module.running_var.shape, generator=generator) * 1e-3 + 1e-4
+                )
+                module.weight.mul_(0.02)
+                module.eps = 0.0
+    state = {
+        re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", key): value
+        for key, value in reference.state_dict().items()
+    }
+    image = torch.rand(1, 3, 96, 128, generator=generator)
+    with torch.no_grad():
+        expected = reference.backbone.body(image)["3"]
+        exact = build_maskrcnn(state).eval().backbone(image)[-1]
+        assumed = build_maskrcnn(reference.state_dict()).eval().backbone(image)[-1]
+    torch.testing.assert_close(exact, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(assumed, expected, rtol=1e-3, atol=1e-4)

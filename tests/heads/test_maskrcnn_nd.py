@@ -46,7 +46,7 @@ def _lift(value, like, name):
         flat, target = value.reshape(-1, 4, *value.shape[1:]), lifted.reshape(-1, 6, *like.shape[1:])
         target[:, rows] = flat[..., None, :, :] if "rpn" in name and value.dim() == 4 else flat
         return target.reshape(like.shape)
-    if name == "box_branch.fc1.weight":  # the first of three equal slices of a region's features
+    if name == "box_branch.linears.0.weight":  # the first of three equal slices of a region's features
         lifted.view(like.shape[0], CHANNELS, 3, 9)[:, :, 0] = value.view(like.shape[0], CHANNELS, 9)
     elif name == "mask_branch.2.weight":  # the transposed convolution repeats its slice
         lifted[:] = value[:, :, None]
@@ -114,7 +114,7 @@ def _permute(value, name, order):
     """Permute the spatial axes of a parameter, and the coordinates of box shifts."""
     if value.dim() == 5:
         value = value.permute(0, 1, *(2 + o for o in order))
-    if name == "box_branch.fc1.weight":
+    if name == "box_branch.linears.0.weight":
         cubes = value.view(-1, CHANNELS, 3, 3, 3).permute(0, 1, *(2 + o for o in order))
         return cubes.reshape(value.shape)
     if "deltas" in name:

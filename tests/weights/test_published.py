@@ -149,6 +149,8 @@ def test_torch_hub_lists_helps_and_loads(monkeypatch):
     }
     semantic = torch.hub.load(str(ROOT), "fcn", source="local", **options).eval()
     images = torch.rand(2, 3, 20, 28)
-    assert semantic(images)["out"].shape == (2, 3, 20, 28)
+    assert semantic(images)["out"].shape == (2, 3, 20, 28) and "aux" not in semantic(images)
+    with_aux = torch.hub.load(str(ROOT), "fcn", source="local", aux_level=-2, **options).eval()
+    assert with_aux(images)["aux"].shape == (2, 3, 20, 28)
     objects = torch.hub.load(str(ROOT), "solov2", source="local", neck__out_channels=8, channels=8, **options)
     assert objects.task == "instance"

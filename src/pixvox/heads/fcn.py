@@ -34,6 +34,9 @@ class FCN(Head):
         dropout: Share of hidden channels set to zero in training, in [0, 1).
         norm: Normalisation, see ``pixvox.layers.norm``.
         losses: Terms by name, called as ``term(logits, labels)``; by default cross-entropy.
+        aux_level: A level, by index, that a second classifier learns from too, which helps deep networks; its
+            ``aux_logits`` count for nothing else. None for no such classifier; torchvision's models have ``-2``.
+        aux_weight: Weight of its terms.
         score_threshold: Not used by semantic heads.
         pseudo_label_threshold: Pixels above this probability teach a student.
 
@@ -54,6 +57,8 @@ class FCN(Head):
         dropout: float = 0.1,
         norm: str = "batch",
         losses: Mapping[str, nn.Module] | None = None,
+        aux_level: int | None = None,
+        aux_weight: float = 0.5,
         score_threshold: float = 0.0,
         pseudo_label_threshold: float = 0.95,
     ) -> None:
@@ -61,16 +66,19 @@ class FCN(Head):
         del strides  # the scores are resized to the next finer level, whatever its stride
         levels = range(len(in_channels)) if in_levels is None else in_levels
         self.in_levels = sorted(level % len(in_channels) for level in levels)
-        self.classifiers = nn.ModuleList()
-        for level in self.in_levels:
+
+        def classifier(level: int) -> nn.Module:
             hidden = hidden_channels or max(in_channels[level] // 4, num_classes)
-            self.classifiers.append(
-                nn.Sequential(
-                    ConvNormAct(spatial_dims, in_channels[level], hidden, 3, 1, norm),
-                    nn.Dropout(dropout),
-                    conv(spatial_dims, hidden, num_classes, 1),
-                )
+            return nn.Sequential(
+                ConvNormAct(spatial_dims, in_channels[level], hidden, 3, 1, norm),
+                nn.Dropout(dropout),
+                conv(spatial_dims, hidden, num_classes, 1),
             )
+
+        self.classifiers = nn.ModuleList(classifier(level) for level in self.in_levels)
+        self.aux_level = aux_level
+        self.aux_classifier = None if aux_level is None else classifier(aux_level)
+        self.aux_weight = aux_weight
         self.losses = nn.ModuleDict(losses or {"cross_entropy": CrossEntropy()})
 
     @classmethod
@@ -96,7 +104,7 @@ class FCN(Head):
         ]
 
     def forward(self, features: Features, targets: Targets | None = None) -> Outputs:
-        """Return ``logits (batch, classes, *spatial)`` at the size of the images."""
+        """Return ``logits (batch, classes, *spatial)`` at the size of the images, and ``aux_logits`` if there are."""
         fine_to_coarse = [
             classifier(features.levels[level])
             for classifier, level in zip(self.classifiers, self.in_levels, strict=True)
@@ -105,13 +113,13 @@ class FCN(Head):
         while fine_to_coarse:
             finer = fine_to_coarse.pop()
             scores = finer + resize(scores, finer.shape[2:])
-        logits = resize(scores, features.padded_size)
-        for axis, length in enumerate(features.input_size):
-            logits = logits.narrow(axis + 2, 0, length)
-        return {"logits": logits, "valid_sizes": features.valid_sizes}
+        outputs: Outputs = {"logits": _to_images(scores, features), "valid_sizes": features.valid_sizes}
+        if self.aux_classifier is not None and self.aux_level is not None:
+            outputs["aux_logits"] = _to_images(self.aux_classifier(features.levels[self.aux_level]), features)
+        return outputs
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Return each configured term; padding is ignored."""
+        """Return each configured term, and each of the second classifier as ``aux_TERM``; padding is ignored."""
         if not isinstance(targets, Tensor):
             raise ValueError(
                 "a semantic head learns from label maps (batch, *spatial), but was given instances"
@@ -120,7 +128,11 @@ class FCN(Head):
         for label_map, valid in zip(labels, outputs["valid_sizes"].tolist(), strict=True):
             for axis, length in enumerate(valid):
                 label_map.narrow(axis, length, label_map.shape[axis] - length).fill_(IGNORE_INDEX)
-        return {name: term(outputs["logits"], labels) for name, term in self.losses.items()}
+        losses = {name: term(outputs["logits"], labels) for name, term in self.losses.items()}
+        if "aux_logits" in outputs:
+            for name, term in self.losses.items():
+                losses[f"aux_{name}"] = self.aux_weight * term(outputs["aux_logits"], labels)
+        return losses
 
     def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
         """Return the class map of each image at its original size."""
@@ -134,3 +146,11 @@ class FCN(Head):
                 Segmentation(class_map=original.argmax(dim=0), probabilities=probabilities, geometry=geometry)
             )
         return results
+
+
+def _to_images(scores: Tensor, features: Features) -> Tensor:
+    """Resize scores to the images, and cut off what pads them."""
+    logits = resize(scores, features.padded_size)
+    for axis, length in enumerate(features.input_size):
+        logits = logits.narrow(axis + 2, 0, length)
+    return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from pixvox.heads.anchors import AnchorGenerator
 from pixvox.heads.head import Head, Outputs, instances_of
 from pixvox.heads.maskrcnn_suggestions import suggest_maskrcnn
 from pixvox.heads.region_proposals import RegionProposalNetwork, leave_out_ignored
-from pixvox.layers import conv, conv_transpose
+from pixvox.layers import conv, conv_transpose, norm
 from pixvox.ops.anchor_matching import Matcher, balanced_sample
 from pixvox.ops.box_coding import BoxCoder
 from pixvox.ops.boxes import box_convert, box_iou, clip_boxes
@@ -28,26 +29,66 @@ if TYPE_CHECKING:
     from pixvox.data.suggestions import Suggestion
 
 
+def _region_convs(
+    spatial_dims: int, in_channels: int, channels: int, count: int, norm_name: str
+) -> list[nn.Module]:
+    """Return convolutions of regions' features, each followed by its normalisation and ReLU."""
+    layers: list[nn.Module] = []
+    for i in range(count):
+        width = channels if i else in_channels
+        layers += [conv(spatial_dims, width, channels, 3, bias=norm_name == "none")]
+        layers += [norm(norm_name, spatial_dims, channels)] if norm_name != "none" else []
+        layers += [nn.ReLU()]
+    return layers
+
+
+def _init_convs(branch: nn.Module) -> None:
+    for layer in branch.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 class BoxBranch(nn.Module):
-    """Two hidden layers, then class scores and one box shift per class.
+    """Hidden layers, then class scores and one box shift per class.
 
     Args:
-        in_features: Values of one region's features.
-        hidden_features: Width of the hidden layers.
+        in_channels: Channels of one region's features.
+        size: Their side.
         num_classes: Classes without the background, which is added last.
         spatial_dims: 2 or 3.
+        hidden_features: Width of the hidden layers.
+        num_convs: Convolutions before them.
+        num_linears: How many there are.
+        norm_name: Normalisation of the convolutions, see ``pixvox.layers.norm``.
     """
 
-    def __init__(self, in_features: int, hidden_features: int, num_classes: int, spatial_dims: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        size: int,
+        num_classes: int,
+        spatial_dims: int,
+        hidden_features: int = 1024,
+        num_convs: int = 0,
+        num_linears: int = 2,
+        norm_name: str = "none",
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.fc2 = nn.Linear(hidden_features, hidden_features)
-        self.classes = nn.Linear(hidden_features, num_classes + 1)
-        self.deltas = nn.Linear(hidden_features, num_classes * 2 * spatial_dims)
+        self.convs = nn.Sequential(
+            *_region_convs(spatial_dims, in_channels, in_channels, num_convs, norm_name)
+        )
+        _init_convs(self.convs)
+        widths = [in_channels * size**spatial_dims, *[hidden_features] * num_linears]
+        layers = [[nn.Linear(*pair), nn.ReLU()] for pair in itertools.pairwise(widths)]
+        self.linears = nn.Sequential(*itertools.chain(*layers))
+        self.classes = nn.Linear(widths[-1], num_classes + 1)
+        self.deltas = nn.Linear(widths[-1], num_classes * 2 * spatial_dims)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits ``(regions, classes + 1)`` and shifts ``(regions, classes, 2 * spatial_dims)``."""
-        hidden = F.relu(self.fc2(F.relu(self.fc1(regions.flatten(1)))))
+        hidden = self.linears(self.convs(regions).flatten(1))
         classes = self.classes(hidden)
         return classes, self.deltas(hidden).unflatten(1, (classes.shape[1] - 1, -1))
 
@@ -61,33 +102,35 @@ class MaskBranch(nn.Sequential):
         num_convs: Convolutions before the doubling.
         num_classes: Classes without the background.
         spatial_dims: 2 or 3.
+        norm_name: Normalisation of the convolutions, see ``pixvox.layers.norm``.
     """
 
     def __init__(
-        self, in_channels: int, hidden_channels: int, num_convs: int, num_classes: int, spatial_dims: int
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_convs: int,
+        num_classes: int,
+        spatial_dims: int,
+        norm_name: str = "none",
     ) -> None:
-        layers: list[nn.Module] = []
-        for i in range(num_convs):
-            layers += [
-                conv(spatial_dims, hidden_channels if i else in_channels, hidden_channels, 3),
-                nn.ReLU(),
-            ]
         width = hidden_channels if num_convs else in_channels
-        layers += [conv_transpose(spatial_dims, width, hidden_channels), nn.ReLU()]
-        layers += [conv(spatial_dims, hidden_channels, num_classes, 1)]
-        super().__init__(*layers)
-        for layer in self:
-            if isinstance(layer, nn.modules.conv._ConvNd):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        super().__init__(
+            *_region_convs(spatial_dims, in_channels, hidden_channels, num_convs, norm_name),
+            conv_transpose(spatial_dims, width, hidden_channels),
+            nn.ReLU(),
+            conv(spatial_dims, hidden_channels, num_classes, 1),
+        )
+        _init_convs(self)
 
 
 class MaskRCNN(Head):
     """Two stages: regions that may hold an object, then class, box and mask of each region.
 
     "Mask R-CNN" (He et al., 2017, https://arxiv.org/abs/1703.06870), for images and volumes, on a pyramid or on a
-    single map, with torchvision's sampling, targets and losses. There is no cap on the objects of an image
-    unless ``detections_per_image`` sets one.
+    single map, with torchvision's sampling, targets and losses. Its second version there has ``rpn_convs=2,
+    box_convs=4, box_linears=1, branch_norm="batch"`` on an FPN with ``norm="batch"``. There is no cap on the objects
+    of an image unless ``detections_per_image`` sets one.
 
     Args:
         in_channels: Channels of each level, all equal.
@@ -116,6 +159,10 @@ class MaskRCNN(Head):
         mask_size: Side of a region's features for the mask, which is twice as large.
         mask_channels: Channels of the mask branch.
         mask_convs: Convolutions of the mask branch.
+        rpn_convs: Convolutions before the scores of anchors.
+        box_convs: Convolutions of the box branch.
+        box_linears: Hidden layers of the box branch, after them.
+        branch_norm: Normalisation of the convolutions of both branches, see ``pixvox.layers.norm``.
         sampling_ratio: Samples per bin and axis of RoIAlign.
         mask_sampling_ratio: The same when true masks are sampled; 0 adapts to the region's size, as
             torchvision.
@@ -157,6 +204,10 @@ class MaskRCNN(Head):
         mask_size: int = 14,
         mask_channels: int = 256,
         mask_convs: int = 4,
+        rpn_convs: int = 1,
+        box_convs: int = 0,
+        box_linears: int = 2,
+        branch_norm: str = "none",
         sampling_ratio: int = 2,
         mask_sampling_ratio: int = 2,
         canonical_size: float = 224.0,
@@ -189,13 +240,16 @@ class MaskRCNN(Head):
             positive_iou=rpn_iou[0],
             negative_iou=rpn_iou[1],
             samples_per_image=rpn_samples,
+            num_convs=rpn_convs,
         )
         self.strides = tuple(tuple(stride) for stride in strides)
         self.box_levels = box_levels if box_levels is not None else max(1, len(strides) - 1)
         self.box_branch = BoxBranch(
-            channels * box_size**spatial_dims, box_features, num_classes, spatial_dims
+            channels, box_size, num_classes, spatial_dims, box_features, box_convs, box_linears, branch_norm
         )
-        self.mask_branch = MaskBranch(channels, mask_channels, mask_convs, num_classes, spatial_dims)
+        self.mask_branch = MaskBranch(
+            channels, mask_channels, mask_convs, num_classes, spatial_dims, branch_norm
+        )
         self.box_size = box_size
         self.mask_size = mask_size
         self.box_samples = box_samples

@@ -36,6 +36,7 @@ class RegionProposalNetwork(nn.Module):
         samples_per_image: Anchors that enter the loss.
         positive_fraction: Largest share of positives among them.
         min_size: Proposals with a side below this, in pixels, are dropped.
+        num_convs: Convolutions before scores and shifts.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RegionProposalNetwork(nn.Module):
         samples_per_image: int = 256,
         positive_fraction: float = 0.5,
         min_size: float = 1e-3,
+        num_convs: int = 1,
     ) -> None:
         super().__init__()
         self.anchors = anchors
@@ -63,12 +65,12 @@ class RegionProposalNetwork(nn.Module):
         self.matcher = Matcher(positive_iou, negative_iou, allow_low_quality_matches=True)
         self.coder = BoxCoder()
         count = anchors.num_anchors(spatial_dims)
-        self.conv = conv(spatial_dims, in_channels, in_channels, 3)
+        self.convs = nn.ModuleList(conv(spatial_dims, in_channels, in_channels, 3) for _ in range(num_convs))
         self.objectness = conv(spatial_dims, in_channels, count, 1)
         self.deltas = conv(spatial_dims, in_channels, count * 2 * spatial_dims, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for layer in (*self.convs, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self,
@@ -85,7 +87,9 @@ class RegionProposalNetwork(nn.Module):
         """
         objectness, deltas = [], []
         for level in features.levels:
-            hidden = F.relu(self.conv(level))
+            hidden = level
+            for layer in self.convs:
+                hidden = F.relu(layer(hidden))
             objectness.append(_flatten_anchors(self.objectness(hidden), 1)[..., 0])
             deltas.append(_flatten_anchors(self.deltas(hidden), 2 * level.dim() - 4))
         sizes = [tuple(level.shape[2:]) for level in features.levels]

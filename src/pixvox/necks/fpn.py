@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pixvox.data.suggestions import FPN_PAPER, Suggestion
-from pixvox.layers import conv, max_pool, resize
+from pixvox.layers import ConvNormAct, conv, max_pool, resize
 from pixvox.necks.neck import Neck
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class FPN(Neck):
         spatial_dims: 2 or 3.
         out_channels: Channels of every level given out.
         extra_level: Add a coarser level, every second pixel of the coarsest one (for the largest anchors).
+        norm: Normalisation after each convolution, see ``pixvox.layers.norm``.
 
     Example:
         >>> import torch
@@ -44,18 +45,26 @@ class FPN(Neck):
         spatial_dims: int = 2,
         out_channels: int = 256,
         extra_level: bool = True,
+        norm: str = "none",
     ) -> None:
         out_strides = [tuple(stride) for stride in strides]
         if extra_level:
             out_strides.append(tuple(2 * step for step in out_strides[-1]))
         super().__init__((out_channels,) * len(out_strides), out_strides)
         self.extra_level = extra_level
-        self.lateral = nn.ModuleList([conv(spatial_dims, c, out_channels, 1) for c in in_channels])
-        self.output = nn.ModuleList([conv(spatial_dims, out_channels, out_channels, 3) for _ in in_channels])
+
+        def layer(channels: int, kernel_size: int) -> nn.Module:
+            if norm == "none":
+                return conv(spatial_dims, channels, out_channels, kernel_size)
+            return ConvNormAct(spatial_dims, channels, out_channels, kernel_size, 1, norm, act=False)
+
+        self.lateral = nn.ModuleList([layer(channels, 1) for channels in in_channels])
+        self.output = nn.ModuleList([layer(out_channels, 3) for _ in in_channels])
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
+            if isinstance(module, nn.modules.conv._ConvNd):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @classmethod
     def suggest(

@@ -37,7 +37,7 @@ def load(path: str | Path | WeightsEnum, strict: bool = True, trust: Sequence[st
 
     Args:
         path: A run folder (its best checkpoint; its newest, with a warning, where that is damaged), a
-            ``.ckpt``, a ``.safetensors`` file that pixvox wrote, a state dict of torchvision's Mask R-CNN, a
+            ``.ckpt``, a ``.safetensors`` file that pixvox wrote, a state dict of torchvision's Mask R-CNN or FCN, a
             folder of transformers or an authors' file of a family in ``pixvox.weights.families``; the id of such a
             model on the Hugging Face hub, as ``"facebook/mask2former-swin-small-coco-instance"``, or weights of
             torchvision's, as ``MaskRCNN_ResNet50_FPN_Weights.DEFAULT``: both are fetched once.
@@ -76,7 +76,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     known = record is not None or any(key.startswith(("backbone.", "neck.", "head.")) for key in state)
     return (
         state
-        if known and not torchvision.is_maskrcnn(state)
+        if known and not torchvision.is_maskrcnn(state) and not torchvision.is_fcn(state)
         else _build_foreign(state, None, file).state_dict()
     )
 
@@ -90,6 +90,8 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
     _refuse_spread(state, source)
     if torchvision.is_maskrcnn(state):
         return torchvision.build_maskrcnn(state)
+    if torchvision.is_fcn(state):
+        return torchvision.build_fcn(state)
     family = find_family(state, config)
     if family is not None:
         try:
@@ -109,7 +111,7 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
         )
     raise WeightsError(
         f"{source}: it holds no record of its model; pixvox.load reads checkpoints and .safetensors files that "
-        f"pixvox wrote, state dicts of torchvision's maskrcnn_resnet50_fpn, and those of {NAMES} (from transformers: "
+        f"pixvox wrote, state dicts of torchvision's Mask R-CNN and FCN, and those of {NAMES} (from transformers: "
         "the folder, with its config.json)"
     )
 

@@ -1,15 +1,15 @@
-"""Weights of torchvision's Mask R-CNN.
+"""Weights of torchvision's Mask R-CNN, both versions, and FCN.
 
-torchvision puts the background first, predicts boxes and masks for it too, and resizes images inside to a
-shortest side of 800 pixels. Here the background is last, has no boxes and masks, and the resize belongs to
-the predictor.
+torchvision's Mask R-CNN puts the background first, predicts boxes and masks for it too, and resizes images inside to
+a shortest side of 800 pixels. Here the background is last, has no boxes and masks, and the resize belongs to the
+predictor.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,20 +23,28 @@ if TYPE_CHECKING:
 
 MASKRCNN_KEY = "roi_heads.mask_predictor.mask_fcn_logits.weight"
 
-_RENAMES = [
+_FCN_KEYS = {"backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"}
+
+_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^backbone\.body\.", "backbone.network."),
-    (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?", r"neck.lateral.\1."),
-    (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?", r"neck.output.\1."),
-    (r"^rpn\.head\.conv\.(?:0\.0\.)?", "head.rpn.conv."),
+    (r"^backbone\.fpn\.inner_blocks\.(\d+)\.", r"neck.lateral.\1."),
+    (r"^backbone\.fpn\.layer_blocks\.(\d+)\.", r"neck.output.\1."),
+    (r"^rpn\.head\.conv\.(?:(\d+)\.0\.)?", lambda match: f"head.rpn.convs.{match[1] or 0}."),
     (r"^rpn\.head\.cls_logits\.", "head.rpn.objectness."),
     (r"^rpn\.head\.bbox_pred\.", "head.rpn.deltas."),
-    (r"^roi_heads\.box_head\.fc6\.", "head.box_branch.fc1."),
-    (r"^roi_heads\.box_head\.fc7\.", "head.box_branch.fc2."),
+    (
+        r"^roi_heads\.box_head\.(\d+)\.([01])\.",
+        lambda m: f"head.box_branch.convs.{3 * int(m[1]) + int(m[2])}.",
+    ),
+    (r"^roi_heads\.box_head\.(?:fc6|5)\.", "head.box_branch.linears.0."),
+    (r"^roi_heads\.box_head\.fc7\.", "head.box_branch.linears.2."),
     (r"^roi_heads\.box_predictor\.cls_score\.", "head.box_branch.classes."),
     (r"^roi_heads\.box_predictor\.bbox_pred\.", "head.box_branch.deltas."),
-    (r"^roi_heads\.mask_predictor\.conv5_mask\.", "head.mask_branch.8."),
-    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "head.mask_branch.10."),
 ]
+"""torchvision's names and ours, but for the mask branch, where they depend on what is between the convolutions."""
+
+_OLD_EPS = 1e-5
+"""What norms of networks add to the variance; those of torchvision's COCO_V1 add nothing."""
 
 
 def fetch(weights: WeightsEnum) -> dict[str, Tensor]:
@@ -71,34 +79,50 @@ def convert_maskrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict with our names, the background moved last or dropped.
 
     Raises:
-        WeightsError: If a key is not known, as in torchvision's second version of the model.
+        WeightsError: If a key is not known.
     """
+    normed = _is_second(state)
+    # The first version's file of 2019, whose convolutions of masks have names, was trained without epsilon.
+    without_eps = "roi_heads.mask_head.mask_fcn1.weight" in state
     converted = {}
     for key, value in state.items():
-        name = _rename(key)
+        name = _rename(key, normed)
         if name.startswith("head.box_branch.classes."):
             value = torch.roll(value, -1, dims=0)
         elif name.startswith("head.box_branch.deltas."):
             value = value[4:]
-        elif name.startswith("head.mask_branch.10."):
+        elif name.startswith(f"head.mask_branch.{14 if normed else 10}."):
             value = value[1:]
+        elif without_eps and name.endswith(".running_var"):
+            value = value - _OLD_EPS
         converted[name] = value
     return converted
 
 
-def _rename(key: str) -> str:
+def _is_second(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a Mask R-CNN is of torchvision's second version, with norms in its branches."""
+    return "roi_heads.mask_head.0.1.weight" in state
+
+
+def _rename(key: str, normed: bool) -> str:
     # Four convolutions, numbered from 1 in old files ("mask_fcn1") and from 0 in new ones ("0.0").
-    branch = re.match(r"^roi_heads\.mask_head\.(?:mask_fcn(\d)|(\d)\.0)\.(weight|bias)$", key)
+    branch = re.match(r"^roi_heads\.mask_head\.(?:mask_fcn(\d)|(\d)\.([01]))\.(\w+)$", key)
+    step = 3 if normed else 2
     if branch:
-        position = int(branch[1]) - 1 if branch[1] else int(branch[2])
-        return f"head.mask_branch.{2 * position}.{branch[3]}"
+        position = step * (int(branch[1]) - 1 if branch[1] else int(branch[2])) + int(branch[3] or 0)
+        return f"head.mask_branch.{position}.{branch[4]}"
+    for word, position in (("conv5_mask", 4 * step), ("mask_fcn_logits", 4 * step + 2)):
+        key = key.replace(f"roi_heads.mask_predictor.{word}.", f"head.mask_branch.{position}.")
+    if key.startswith("head.mask_branch."):
+        return key
+    if not normed:  # newer files of the pyramid say "0.0.weight" where older ones say "0.weight"
+        key = re.sub(r"^(backbone\.fpn\.\w+\.\d+)\.0\.", r"\1.", key)
     for pattern, replacement in _RENAMES:
         renamed, count = re.subn(pattern, replacement, key)
         if count:
             return renamed
     raise WeightsError(
-        f"torchvision's key {key!r} has no counterpart; maskrcnn_resnet50_fpn (and its ResNet-18 to -152 forms) load, "
-        "its second version does not"
+        f"torchvision's key {key!r} has no counterpart; both versions of its Mask R-CNN load, on ResNet-18 to -152"
     )
 
 
@@ -107,9 +131,12 @@ def build_maskrcnn(state: Mapping[str, Tensor]) -> Segmenter:
     from pixvox.models import create_model
 
     num_classes = state[MASKRCNN_KEY].shape[0] - 1
+    second: dict[str, Any] = {
+        "neck__norm": "batch", "rpn_convs": 2, "box_convs": 4, "box_linears": 1, "branch_norm": "batch",
+    }  # fmt: skip
     model = create_model(
         head="maskrcnn",
-        backbone=_backbone_name(state),
+        backbone=_resnet(state, "backbone.body."),
         num_classes=num_classes,
         normalizer="imagenet",
         class_names=_class_names(num_classes),
@@ -118,24 +145,72 @@ def build_maskrcnn(state: Mapping[str, Tensor]) -> Segmenter:
         num_proposals=[2000, 1000],
         mask_sampling_ratio=-1,
         detections_per_image=100,
+        **(second if _is_second(state) else {}),
     )
     model.config["inference"] = {"resize": "shortest", "size": 800, "max_size": 1333}
     model.load_state_dict(convert_maskrcnn(state), strict=False)
     return model
 
 
-def _backbone_name(state: Mapping[str, Tensor]) -> str:
+def is_fcn(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict is one of torchvision's FCN."""
+    return state.keys() >= _FCN_KEYS and state["classifier.0.weight"].shape[2:] == (3, 3)
+
+
+def build_fcn(state: Mapping[str, Tensor]) -> Segmenter:
+    """Build the model that a state dict of torchvision's FCN belongs to, with its weights."""
+    from pixvox.models import create_model
+
+    num_classes = len(state["classifier.4.bias"])
+    model = create_model(
+        head="fcn",
+        backbone=_resnet(state, "backbone."),
+        num_classes=num_classes,
+        normalizer="imagenet",
+        class_names=_voc_names(num_classes),
+        backbone__output_stride=8,
+        in_levels=[-1],
+        aux_level=-2 if "aux_classifier.4.bias" in state else None,
+    )
+    model.config["inference"] = {"resize": "shortest", "size": 520}
+    # Convolution, norm and scores stand at 0, 1 and 4 there; here the first two are one block.
+    places = {"0": "0.0", "1": "0.1", "4": "2"}
+    converted = {}
+    for key, value in state.items():
+        branch = re.match(r"^(aux_)?classifier\.([014])\.(\w+)$", key)
+        if branch:
+            name = (
+                f"head.{'aux_classifier' if branch[1] else 'classifiers.0'}.{places[branch[2]]}.{branch[3]}"
+            )
+        else:
+            name = key.replace("backbone.", "backbone.network.", 1)
+        converted[name] = value
+    model.load_state_dict(converted, strict=False)
+    return model
+
+
+def _resnet(state: Mapping[str, Tensor], prefix: str) -> str:
     """Tell the ResNet by the blocks of its third stage and the kind of its blocks."""
-    blocks = {int(key.split(".")[3]) for key in state if key.startswith("backbone.body.layer3.")}
-    bottleneck = "backbone.body.layer1.0.conv3.weight" in state
+    blocks = {int(key[len(prefix) :].split(".")[1]) for key in state if key.startswith(f"{prefix}layer3.")}
+    bottleneck = f"{prefix}layer1.0.conv3.weight" in state
     names = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101",
              (36, True): "resnet152"}  # fmt: skip
-    name = names.get((max(blocks) + 1, bottleneck))
+    name = names.get((max(blocks, default=0) + 1, bottleneck))
     if name is None:
         raise WeightsError(
-            f"no ResNet has {max(blocks) + 1} blocks in its third stage; is this file torchvision's?"
+            f"no ResNet has {max(blocks, default=0) + 1} blocks in its third stage; is this file torchvision's?"
         )
     return name
+
+
+def _voc_names(num_classes: int) -> tuple[str, ...]:
+    """Return VOC's names, which torchvision's models have, for 21 classes."""
+    if num_classes != 21:
+        return ()
+    from torchvision.models.segmentation import FCN_ResNet50_Weights
+
+    names = FCN_ResNet50_Weights.DEFAULT.meta["categories"]
+    return ("background", *names[1:])
 
 
 def _class_names(num_classes: int) -> tuple[str, ...]:
