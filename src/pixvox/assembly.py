@@ -197,6 +197,7 @@ def build_trainer(
 
     from pixvox.callbacks.checkpoints import keep_sums
     from pixvox.callbacks.metrics_table import MetricsTable
+    from pixvox.distributed.sync_batch_norm import SyncBatchNorms
 
     loggers = [MetricsTable(run.metrics), *(instantiate(config.logger, "logger") or {}).values()]
     limits: dict[str, Any] = {}
@@ -210,6 +211,8 @@ def build_trainer(
             "max_steps": -1,
         }
     callbacks = [*further, *build_callbacks(config, run, monitor, mode)]
+    if config.trainer.get("sync_batchnorm"):
+        limits |= {"sync_batchnorm": False, "plugins": [SyncBatchNorms()]}
     try:
         trainer: pl.Trainer = instantiate(
             config.trainer,

@@ -196,6 +196,21 @@ def resize(x: Float[Tensor, "batch channels *spatial"], size: Sequence[int], mod
     return F.interpolate(x, size=size, mode=_LINEAR_MODE[x.dim() - 2], align_corners=False)
 
 
+def pad_to_multiple(x: Tensor, divisor: Sequence[int]) -> Tensor:
+    """Pad the far end of each spatial axis with zeros, the neutral value of normalised images and of features.
+
+    Args:
+        x: ``(batch, channels, *spatial)``.
+        divisor: What each length becomes a multiple of, in array order.
+
+    Example:
+        >>> tuple(pad_to_multiple(torch.zeros(1, 1, 5, 8), (4, 4)).shape)
+        (1, 1, 8, 8)
+    """
+    padding = [-length % step for length, step in zip(x.shape[2:], divisor, strict=True)]
+    return F.pad(x, [side for extra in reversed(padding) for side in (0, extra)]) if any(padding) else x
+
+
 def memory_format(spatial_dims: int) -> torch.memory_format:
     """Return the channels-last format of images or volumes."""
     return torch.channels_last if check_spatial_dims(spatial_dims) == 2 else torch.channels_last_3d

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pixvox.backbones.backbone import Backbone
 from pixvox.errors import ConfigError
 from pixvox.heads.head import Head, Outputs
+from pixvox.layers import pad_to_multiple
 from pixvox.necks.neck import Neck, NoNeck
 from pixvox.normalizer import Normalizer, PercentileNormalizer
 from pixvox.structures import Batch, Features, Geometry, Segmentation, Targets
@@ -109,7 +109,7 @@ class Segmenter(nn.Module):
         self._check_images(images)
         if valid_sizes is None:
             valid_sizes = torch.tensor([images.shape[2:]] * images.shape[0], device=images.device)
-        padded = _pad_to_multiple(images, self.size_divisor)
+        padded = pad_to_multiple(images, self.size_divisor)
         levels = self.neck(self.backbone(padded), valid_sizes)
         return Features(tuple(levels), self.neck.strides, padded, tuple(images.shape[2:]), valid_sizes)
 
@@ -252,11 +252,3 @@ def _instantiate(part: str, config: Mapping[str, Any], **asked: Any) -> Any:
     except Exception as error:
         cause = error.__cause__ or error
         raise ConfigError(f"{part} ({config.get('_target_')}): {cause}") from error
-
-
-def _pad_to_multiple(images: Tensor, divisor: Sequence[int]) -> Tensor:
-    """Pad the far end of each spatial axis with zeros, the normalised images' neutral value."""
-    padding = [-length % step for length, step in zip(images.shape[2:], divisor, strict=True)]
-    if not any(padding):
-        return images
-    return F.pad(images, [side for extra in reversed(padding) for side in (0, extra)])

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from pixvox.layers import pad_to_multiple
 
 if TYPE_CHECKING:
     from pixvox.data.fingerprint import Fingerprint
@@ -78,12 +79,7 @@ class Backbone(nn.Module, ABC):
 
     def padded(self, images: Tensor) -> Tensor:
         """Return images with zeros at their far ends, so that their sizes are multiples of ``size_divisor``."""
-        padding = [-length % step for length, step in zip(images.shape[2:], self.size_divisor, strict=True)]
-        return (
-            F.pad(images, [side for extra in reversed(padding) for side in (0, extra)])
-            if any(padding)
-            else images
-        )
+        return pad_to_multiple(images, self.size_divisor)
 
     def cropped(self, levels: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
         """Return the part of the maps that images of ``size`` cover.
