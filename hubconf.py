@@ -12,6 +12,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "src"))
 import torch
 
 import pixvox
+from pixvox.weights.published import get_model as _get_model
+from pixvox.weights.published import get_model_weights, get_weight  # noqa: F401 - entries, as torchvision's
 
 dependencies = ["torch", "torchvision", "timm", "hydra", "omegaconf", "numpy", "jaxtyping"]
 
@@ -45,10 +47,10 @@ def create_model(**options):
 
 
 def _entry(head, semantic):
-    def build(backbone="resnet50", num_classes=1, pretrained=False, **options):
-        model = pixvox.create_model(
-            head=head, backbone=backbone, num_classes=num_classes, pretrained=pretrained, **options
-        )
+    def build(weights=None, **options):
+        if weights is None:
+            options = {"backbone": "resnet50", "num_classes": 1, **options}
+        model = _get_model(head, weights, **options)
         return _SemanticOutputs(model) if semantic else model
 
     what = "classes of pixels, given out as torchvision's models do" if semantic else "objects with masks"
@@ -56,6 +58,7 @@ def _entry(head, semantic):
     build.__doc__ = (
         f"Build {head}, which finds {what}.\n\n"
         "Args:\n"
+        '    weights: Published ones, such as "DEFAULT"; pixvox.weights.published lists them.\n'
         '    backbone: Its name, such as "resnet50"; pixvox.list_backbones() lists all.\n'
         "    num_classes: Classes of the data.\n"
         "    pretrained: Load published weights of the backbone, or those of a file at this path.\n"

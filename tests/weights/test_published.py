@@ -10,7 +10,15 @@ from pixvox.errors import WeightsError
 from pixvox.models import create_model, list_heads
 from pixvox.weights import hub
 from pixvox.weights.hub import fetch_model
-from pixvox.weights.loading import load
+from pixvox.weights.loading import load, load_weights
+from pixvox.weights.published import (
+    FCN_Weights,
+    Mask2Former_Weights,
+    get_model,
+    get_model_weights,
+    get_weight,
+    list_models,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +117,54 @@ def test_torchvisions_weights_by_their_enumeration(monkeypatch):
         load(3)
 
 
+def test_weights_have_names_that_models_and_commands_take(published, monkeypatch):
+    asked = serve(monkeypatch, {"kept": published})
+    assert get_model_weights("mask2former") is Mask2Former_Weights
+    assert get_weight("Mask2Former_Weights.DEFAULT") is Mask2Former_Weights.SWIN_SMALL_COCO_INSTANCE
+    weights = load("Mask2Former_Weights.DEFAULT").state_dict()
+    for given in ("DEFAULT", "Mask2Former_Weights.SWIN_SMALL_COCO_INSTANCE", Mask2Former_Weights.DEFAULT):
+        model = get_model("mask2former", given)
+        assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert {name for name, _, _ in asked} == {"facebook/mask2former-swin-small-coco-instance"}
+    assert load_weights("Mask2Former_Weights.DEFAULT").keys() == weights.keys()
+    assert get_model("fcn", backbone="simple", num_classes=2).task == "semantic"
+
+
+def test_each_published_member_tells_what_it_is():
+    for name in list_models(with_weights=True):
+        for member in get_model_weights(name):
+            assert member.url.startswith("https://") and member.meta["task"] in (
+                "instance",
+                "semantic",
+                "panoptic",
+            )
+    categories = FCN_Weights.DEFAULT.meta["categories"]
+    assert len(categories) == 21 and categories[0] == "__background__"
+    assert set(list_models(with_weights=True)) < set(list_models()) == set(list_heads())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("hybrid", "DEFAULT"), {}, "no weights of 'hybrid' are known; there are some of deformable_detr"),
+        (
+            ("fcn", "RESNET50"),
+            {},
+            "no weights 'FCN_Weights.RESNET50'; there are FCN_Weights.RESNET50_COCO",
+        ),
+        (("fcn", Mask2Former_Weights.DEFAULT), {}, "are not those of fcn; these are: RESNET50_COCO"),
+        (
+            ("fcn", "DEFAULT"),
+            {"num_classes": 3},
+            "num_classes would change it.*pixvox train head=fcn weights=FCN_W",
+        ),
+    ],
+)
+def test_weights_that_are_not_those_of_a_model_are_refused(arguments, options, message):
+    with pytest.raises(WeightsError, match=message):
+        get_model(*arguments, **options)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_saved_folder_describes_itself_and_loads_alike(dims, tmp_path):
     model = create_model(
@@ -139,7 +195,7 @@ def test_torch_hub_lists_helps_and_loads(monkeypatch):
         local.setattr(torch.hub, "_get_cache_or_reload", lambda *_, **__: str(ROOT))
         names = torch.hub.list("owner/pixvox")
         told = torch.hub.help("owner/pixvox", "maskrcnn")
-    assert set(names) == {"load", "create_model", *list_heads()}
+    assert set(names) == {"load", "create_model", "get_model_weights", "get_weight", *list_heads()}
     assert "num_classes: Classes of the data" in told
     options = {
         "backbone": "simple",

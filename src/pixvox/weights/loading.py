@@ -16,6 +16,8 @@ from pixvox.weights import torchvision
 from pixvox.weights.checkpoint import RECORD_KEY, load_state, read_safetensors, read_torch_file, rebuild
 from pixvox.weights.families import NAMES, find_family
 from pixvox.weights.hub import fetch_model, is_hub_id
+from pixvox.weights.published import WeightsEnum as PublishedWeights
+from pixvox.weights.published import get_weight, is_weight_name
 from pixvox.weights.transformers_folder import is_transformers_folder, read_transformers_folder
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ _TEACHER = "teacher."
 """How methods here call the model that they give out, where it is not the one that learns."""
 
 
-def load(path: str | Path | WeightsEnum, strict: bool = True, trust: Sequence[str] = ()) -> Segmenter:
+def load(
+    path: str | Path | WeightsEnum | PublishedWeights, strict: bool = True, trust: Sequence[str] = ()
+) -> Segmenter:
     """Load a model in evaluation mode.
 
     Args:
@@ -40,7 +44,8 @@ def load(path: str | Path | WeightsEnum, strict: bool = True, trust: Sequence[st
             ``.ckpt``, a ``.safetensors`` file that pixvox wrote, a state dict of torchvision's Mask R-CNN or FCN, a
             folder of transformers or an authors' file of a family in ``pixvox.weights.families``; the id of such a
             model on the Hugging Face hub, as ``"facebook/mask2former-swin-small-coco-instance"``, or weights of
-            torchvision's, as ``MaskRCNN_ResNet50_FPN_Weights.DEFAULT``: both are fetched once.
+            torchvision's, as ``MaskRCNN_ResNet50_FPN_Weights.DEFAULT``, or of ``pixvox.weights.published``, as
+            ``"Mask2Former_Weights.DEFAULT"``: these are fetched once.
         strict: Refuse weights that do not fit; otherwise load those that do.
         trust: Packages beside this one whose classes the file's configuration may name. Nothing else in a
             file is ever executed.
@@ -48,8 +53,12 @@ def load(path: str | Path | WeightsEnum, strict: bool = True, trust: Sequence[st
     Raises:
         WeightsError: If there is no such file, or it is damaged, foreign, or does not fit its model.
     """
+    if isinstance(path, PublishedWeights):
+        return path.load()
     if not isinstance(path, str | Path):
         return _build_foreign(torchvision.fetch(path), None, Path(str(path))).eval()
+    if is_weight_name(path):
+        return get_weight(str(path)).load()
     if is_hub_id(path):
         path = fetch_model(str(path))
     folder = pointed(path)
@@ -70,7 +79,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: If there is no such file, or it is damaged or foreign.
     """
-    if is_hub_id(path) or is_transformers_folder(pointed(path)):
+    if is_weight_name(path) or is_hub_id(path) or is_transformers_folder(pointed(path)):
         return load(path).state_dict()
     file, state, record = _read_first(candidates(path))
     known = record is not None or any(key.startswith(("backbone.", "neck.", "head.")) for key in state)
