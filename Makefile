@@ -1,7 +1,8 @@
 # Every target makes .venv and installs what it needs when that is missing or pyproject.toml has changed.
 #
 #   make demo        train, evaluate and draw small models in 2-D and 3-D
-#   make test        the tests that take minutes at most, with coverage
+#   make test        the tests that take minutes at most
+#   make coverage    the same, with the lines that they do not reach
 #   make test-slow   the tests that train
 #   make check       lint, format, types
 #
@@ -18,11 +19,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if
 # Tests use tiny tensors, on which more threads only wait for each other.
 TEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest
 
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check clean
+.PHONY: help demo test coverage test-slow check clean
 
 help:
-	@sed -n '3,6s/^# *//p' Makefile
+	@sed -n '3,7s/^# *//p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -39,7 +42,10 @@ demo: .venv/core.stamp
 	$(BIN)/python -m pixvox.demo
 
 test: .venv/dev.stamp
-	$(TEST) -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
+	$(TEST) -q -m "not slow" $(PARALLEL)
+
+coverage: .venv/dev.stamp
+	$(TEST) -q -m "not slow" $(PARALLEL) --cov --cov-report=term
 
 test-slow: .venv/dev.stamp
 	$(TEST) -q -m slow
