@@ -28,6 +28,7 @@ class _SemanticOutputs(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
+        model.head.gives_aux = True
 
     def forward(self, images):
         """Return the logits of the classes at the size of the images."""
@@ -47,9 +48,9 @@ def create_model(**options):
 
 
 def _entry(head, semantic):
-    def build(weights=None, **options):
+    def build(backbone="resnet50", num_classes=1, pretrained=False, weights=None, **options):
         if weights is None:
-            options = {"backbone": "resnet50", "num_classes": 1, **options}
+            options |= {"backbone": backbone, "num_classes": num_classes, "pretrained": pretrained}
         model = _get_model(head, weights, **options)
         return _SemanticOutputs(model) if semantic else model
 
@@ -58,10 +59,11 @@ def _entry(head, semantic):
     build.__doc__ = (
         f"Build {head}, which finds {what}.\n\n"
         "Args:\n"
-        '    weights: Published ones, such as "DEFAULT"; pixvox.weights.published lists them.\n'
         '    backbone: Its name, such as "resnet50"; pixvox.list_backbones() lists all.\n'
         "    num_classes: Classes of the data.\n"
         "    pretrained: Load published weights of the backbone, or those of a file at this path.\n"
+        '    weights: Published ones of the whole model, such as "DEFAULT" (pixvox.weights.published lists them); the '
+        "backbone and classes are then theirs.\n"
         "    options: Further arguments of pixvox.create_model, such as spatial_dims=3.\n"
     )
     return build

@@ -49,7 +49,7 @@ def train_one(job: Job) -> Job:
 
 def result(options: argparse.Namespace, name: str, overrides: list[str]) -> Job | None:
     """Return the result of one run."""
-    job = {"overrides": [*COMMON, *overrides, *options.overrides], "run_dir": str(options.out / name)}
+    job = {"overrides": [*COMMON, *overrides], "run_dir": str(options.out / name)}
     return result_of(job, options.out / f"{name}.json", options)
 
 
@@ -68,15 +68,16 @@ def benchmark() -> None:
     for seed in options.seeds:
         for start, runs in found.items():
             own = [line.format(options.out / "shapes") for line in STARTS[start]]
+            overrides = [*TARGETS[options.target], *own, *options.overrides, f"seed={seed}"]
             name = f"{options.target}_{start}_{seed}"
-            one = result(
-                options, name, [*TARGETS[options.target], *own, f"seed={seed}", f"max_steps={options.steps}"]
-            )
+            one = result(options, name, [*overrides, f"max_steps={options.steps}"])
             if one is not None:
                 runs.append(one)
     scores = ["AP", "AP50", "matched_AP50"]
     lines = [["start from", *scores, "seeds", "CPU seconds"]]
     for start, runs in found.items():
+        if not runs:
+            continue
         cells = [f"{statistics.mean(v):.3f} ± {statistics.stdev(v) if len(v) > 1 else 0:.3f}"
                  for v in ([run["scores"][score] for run in runs] for score in scores)]  # fmt: skip
         seconds = round(statistics.mean(run["cpu_seconds"] for run in runs))

@@ -19,6 +19,15 @@ def test_configuration_composes_and_its_values_fit(group, choice):
     OmegaConf.to_yaml(config)
 
 
+SLIM = Path(__file__).parents[1] / "benchmarks" / "configs"
+
+
+@pytest.mark.parametrize("head", sorted(path.stem for path in SLIM.glob("head/*.yaml")))
+def test_heads_of_the_benchmarks_compose_with_their_experiment(head):
+    config = compose("train", ["experiment=shapes", f"head={head}", "image_size=64"], SLIM)
+    assert config.choices.head == head
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path(CONFIG_FOLDER).glob("*.yaml")))
 def test_primary_configuration_composes(name):
     assert OmegaConf.to_yaml(compose(name))

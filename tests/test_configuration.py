@@ -267,6 +267,22 @@ def test_options_of_an_experiments_part_go_with_it_when_another_is_chosen():
         compose("train", ["experiment=shapes", "backbone=resnet18", "+backbone.channels=[8,16]"])
 
 
+@pytest.mark.parametrize("given", ["head.weights.pixel_class=40", "head={weights: {pixel_class: 40}}"])
+def test_options_given_by_the_user_stay_whatever_their_form(given):
+    with pytest.raises(ConfigError, match="weights"):
+        compose("train", ["experiment=shapes_lw_detr", "head=maskrcnn", given])
+
+
+@pytest.mark.parametrize("wrong", ["head:\n  box_size: 7\n", "neck:\n  extra_level: false\n"])
+def test_experiment_that_sets_an_option_of_the_part_it_replaces_is_wrong(tmp_path, wrong):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /head: lw_detr\n" + wrong
+    )
+    with pytest.raises(ConfigError, match="takes no"):
+        compose("train", ["experiment=mine"], tmp_path)
+
+
 def test_mistake_in_a_file_of_ones_own_is_told_also_beside_an_experiment(tmp_path):
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "mine.yaml").write_text(

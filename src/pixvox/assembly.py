@@ -200,10 +200,10 @@ def build_trainer(
     from pixvox.distributed.sync_batch_norm import SyncBatchNorms
 
     loggers = [MetricsTable(run.metrics), *(instantiate(config.logger, "logger") or {}).values()]
-    limits: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     if config.fast_dev_run:
         batches = int(config.fast_dev_run)
-        limits = {
+        changed = {
             "limit_train_batches": batches,
             "limit_val_batches": batches,
             "limit_test_batches": batches,
@@ -212,7 +212,9 @@ def build_trainer(
         }
     callbacks = [*further, *build_callbacks(config, run, monitor, mode)]
     if config.trainer.get("sync_batchnorm"):
-        limits |= {"sync_batchnorm": False, "plugins": [SyncBatchNorms()]}
+        own = instantiate(config.trainer.get("plugins") or [], "trainer.plugins")
+        plugins = [*(own if isinstance(own, list) else [own]), SyncBatchNorms()]
+        changed |= {"sync_batchnorm": False, "plugins": plugins}
     try:
         trainer: pl.Trainer = instantiate(
             config.trainer,
@@ -221,7 +223,7 @@ def build_trainer(
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             logger=loggers,
             default_root_dir=str(run.path),
-            **limits,
+            **changed,
         )
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error

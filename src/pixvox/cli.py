@@ -17,7 +17,7 @@ import typer
 
 from pixvox.benchmark.commands import benchmark_app
 from pixvox.command_options import ConfigDir, DataPath, Debug, Json, Overrides, RunPath
-from pixvox.console import print_json, print_table, show_comparison, tell_failed
+from pixvox.console import exit_if_failed, print_json, print_table, show_comparison
 from pixvox.errors import ConfigError, PixvoxError
 
 app = typer.Typer(
@@ -242,7 +242,7 @@ def _sweep(
         _show_comparison([folder / cell for cell in outcome.finished], None, folder, as_json)
     elif as_json:
         print_json({"sweep": str(folder), "failed": outcome.failed})
-    tell_failed(outcome)
+    exit_if_failed(outcome)
 
 
 @app.command()

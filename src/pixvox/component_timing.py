@@ -157,12 +157,18 @@ def time_batch(
         parameters=_parameters(model),
         images_per_second=round(1000 * len(batch) / milliseconds["total"], 3),
         peak_memory_mib=_peak_memory(place),
-        device=torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+        device=device_name(place),
         image_size=tuple(batch.images.shape[2:]),
         batch_size=len(batch),
         repeats=repeats,
         instances=instances,
     )
+
+
+def device_name(device: torch.device | None = None) -> str:
+    """Return the name of a device, by default of that where a model would run: of a GPU its own."""
+    place = default_device() if device is None else device
+    return torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
 
 
 def model_to_time(words: Sequence[str]) -> Segmenter:

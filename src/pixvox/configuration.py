@@ -8,9 +8,10 @@ is written once. Every value is checked against the annotations of the ``_target
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pixvox.errors import ConfigError, PixvoxError
 from pixvox.signatures import Signature, describe, example, fits, locate, nearest, signature
+
+log = logging.getLogger("pixvox")
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -126,7 +129,7 @@ def compose(
     """
     composer = _Composer(name, config_dir)
     parsed = [_parse(text) for text in overrides]
-    choices = {str(override.input_line) for override in parsed if _is_choice(override, composer)}
+    choices = [str(override.input_line) for override in parsed if _is_choice(override, composer)]
     lines = [str(override.input_line) for override in parsed]
     try:
         config = composer.compose([*lines, *_implied(name, parsed)])
@@ -143,7 +146,9 @@ def compose(
     try:
         check(config)
     except ConfigError:
-        given = {str(override.key_or_group) for override in parsed}
+        given = [
+            place for override in parsed if override.input_line not in choices for place in _places(override)
+        ]
         if not _leave_out_foreign(config, composer, choices, given):
             raise
         check(config)
@@ -151,36 +156,58 @@ def compose(
 
 
 def _leave_out_foreign(
-    config: DictConfig, composer: _Composer, choices: Iterable[str], given: Iterable[str]
+    config: DictConfig, composer: _Composer, choices: Sequence[str], given: Collection[str]
 ) -> list[str]:
     """Remove what other files set for a part that was then replaced: an experiment's channels of its own backbone.
+
+    Such a key is one that the new part does not take, the replaced one did, and neither the file of the new choice nor
+    the user has set.
 
     Args:
         config: What was composed.
         composer: Composes it.
-        choices: The choices of parts.
-        given: Keys that the user set, which stay.
+        choices: The choices of parts, such as ``head=fcn``.
+        given: Keys that the user set.
 
     Returns:
         The keys that are removed.
     """
     removed = []
     for line in choices:
-        without = composer.compose([other for other in choices if other != line])
+        try:
+            without = composer.compose([other for other in choices if other != line])
+            alone = composer.compose([line])
+        except ConfigError:  # a choice that needs another one
+            continue
         for group, choice in config.choices.items():
             part, before = _node(config, group), _node(without, group)
-            if without.choices.get(group) == choice or not isinstance(part, DictConfig):
+            if without.choices.get(group) == choice or not (_is_part(part) and _is_part(before)):
                 continue
-            if "_target_" not in part or not isinstance(before, DictConfig):
-                continue
-            takes = signature(locate(part._target_))
+            takes, took = (signature(locate(node._target_)) for node in (part, before))
             for key in map(str, list(part.keys())):
-                foreign = key in before and key not in takes.annotations and not key.startswith("_")
-                if foreign and not takes.open and f"{group}.{key}" not in given:
+                place = f"{group}.{key}"
+                users = any(name == place or name.startswith(f"{place}.") for name in given)
+                foreign = not takes.open and key not in takes.annotations and key in took.annotations
+                if foreign and not users and not _holds(alone, place) and not key.startswith("_"):
                     with open_dict(part):
                         del part[key]
-                    removed.append(f"{group}.{key}")
+                    removed.append(place)
+                    log.info(
+                        "%s is left out: it was set for another part, and %s takes no such option",
+                        place,
+                        line,
+                    )
     return removed
+
+
+def _places(override: Override) -> list[str]:
+    """Return the keys that an override sets; those of a mapping one by one."""
+    key, value = str(override.key_or_group), override.value()
+    return [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
+
+
+def _is_part(node: Any) -> bool:
+    return isinstance(node, DictConfig) and "_target_" in node
 
 
 class _OwnFolderFirst(SearchPathPlugin):

@@ -104,8 +104,8 @@ def show_comparison(comparison: Comparison, files: Sequence[Path], as_json: bool
         typer.echo(str(path))
 
 
-def tell_failed(outcome: Outcome) -> None:
-    """Name the trainings of a sweep that failed; they end the command with exit code 1."""
+def exit_if_failed(outcome: Outcome) -> None:
+    """Name the trainings of a sweep that failed, if any, and end the command with exit code 1."""
     import typer
 
     for cell, code in outcome.failed.items():

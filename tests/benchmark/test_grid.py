@@ -2,12 +2,15 @@ import csv
 import json
 
 import pytest
+import torch
 
+from pixvox.benchmark import grid
 from pixvox.benchmark.grid import draw_examples, grid_cells, measure_speed
 from pixvox.cli import run
 from pixvox.errors import ConfigError
+from pixvox.structures import Segmentation
 from pixvox.training import sweep
-from pixvox.training.comparison import compare
+from pixvox.training.comparison import Comparison, Row, compare
 
 TINY = [
     "data=shapes", "data.train.num_images=2", "data.val.num_images=2", "data.train.radius=[4,8]",
@@ -78,7 +81,7 @@ def test_grid_leaves_statistics_bars_heat_maps_and_examples_and_names_what_faile
     assert not (folder / "example_2.png").exists()
 
 
-def test_speed_is_measured_once(grid_folder):
+def test_speed_is_measured_once_on_each_device(grid_folder):
     measured = grid_folder[0] / "backbone=simple,head=fcn,seed=0"
     times = json.loads((measured / "speed.json").read_text())
     assert times["image_size"] == [32, 64] and times["images_per_second"] > 0
@@ -86,9 +89,12 @@ def test_speed_is_measured_once(grid_folder):
     measure_speed(measured)
     (row,) = [row for row in compare([grid_folder[0]]).rows if row.settings["backbone"] == "simple"]
     assert row.speed == 7.0
+    (measured / "speed.json").write_text(json.dumps({**times, "images_per_second": 7.0, "device": "another"}))
+    measure_speed(measured, repeats=1)
+    assert json.loads((measured / "speed.json").read_text())["device"] == times["device"]
 
 
-def test_examples_show_the_best_training_of_each_pair(grid_folder, tmp_path, monkeypatch):
+def test_examples_are_the_same_images_for_all(grid_folder, tmp_path, monkeypatch, caplog):
     drawn = []
     monkeypatch.setattr(
         "pixvox.visualization.model_grid.draw_model_grid",
@@ -100,3 +106,50 @@ def test_examples_show_the_best_training_of_each_pair(grid_folder, tmp_path, mon
     assert drawn[0][1].size == (32, 40)
     first, second = (truth.class_map for _, truth, _ in drawn)
     assert not first.equal(second)
+    assert draw_examples(comparison, tmp_path, 0) == []
+
+    drawn.clear()
+    predictions = grid._first_predictions
+    others = Segmentation(class_map=torch.zeros(16, 16, dtype=torch.int64))
+
+    def of_other_images(run, count):
+        found = predictions(run, count)
+        return [(others, others) for _ in found] if "simple" in run.name else found
+
+    monkeypatch.setattr(grid, "_first_predictions", of_other_images)
+    draw_examples(comparison, tmp_path, 1)
+    assert list(drawn[0][0]) == [("resnet18", "fcn")]
+    assert "backbone=simple,head=fcn,seed=0 is in no example: it was validated on other images" in caplog.text
+
+
+def test_examples_take_trainings_of_one_seed(tmp_path):
+    rows = []
+    for backbone, seeds in (("simple", (1, 0)), ("resnet18", (1, 0))):
+        for seed in seeds:
+            run = tmp_path / f"{backbone}_{seed}"
+            run.mkdir()
+            (run / "config.yaml").write_text(f"seed: {seed}\nchoices: {{backbone: {backbone}, head: fcn}}\n")
+        runs = tuple(tmp_path / f"{backbone}_{seed}" for seed in seeds)
+        rows.append(Row({}, 0.5, 0.0, 2, 1.0, 1.0, 1, (0.5, 0.5), runs))
+    shown = grid._shown_runs(Comparison(rows, [], "AP"))
+    assert {pair: run.name for pair, run in shown.items()} == {
+        ("simple", "fcn"): "simple_0", ("resnet18", "fcn"): "resnet18_0",
+    }  # fmt: skip
+
+
+def test_a_model_that_cannot_be_timed_or_drawn_costs_no_table(grid_folder, tmp_path, monkeypatch, caplog):
+    folder = grid_folder[0]
+    outcome = sweep.Outcome(
+        folder, finished=["backbone=simple,head=fcn,seed=0", "backbone=resnet18,head=fcn,seed=0"]
+    )
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(grid, "prepare", broken)
+    for name in outcome.finished:
+        (folder / name / "speed.json").unlink()
+    comparison, files = grid.report(outcome)
+    assert len(comparison.rows) == 2 and folder / "comparison.csv" in files
+    assert caplog.text.count("was not measured: RuntimeError: out of memory") == 2
+    assert "is in no example: RuntimeError" in caplog.text

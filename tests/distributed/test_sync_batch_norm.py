@@ -1,9 +1,15 @@
 import pytest
 import torch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 
+from pixvox.assembly import build_trainer
+from pixvox.configuration import compose
+from pixvox.distributed.strategies import check_support
 from pixvox.distributed.sync_batch_norm import SyncBatchNorms
+from pixvox.errors import ConfigError
 from pixvox.models import create_model
+from pixvox.training.run_folder import RunFolder
 
 NETWORKS = [("repvgg", 2), ("mobilenetv3", 2), ("mobilenetv3", 3), ("resnet18", 2)]
 
@@ -28,3 +34,19 @@ def test_norms_keep_what_timm_puts_behind_them(backbone, dims):
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in reverted.modules())
     assert torch.equal(reverted(image)["logits"], changed)
     assert not torch.equal(changed, expected)
+
+
+def test_trainer_gets_the_plugin_beside_the_users_own(tmp_path):
+    config = compose(
+        "train",
+        ["trainer=ddp", "trainer.sync_batchnorm=true", "logger=none", "trainer.accelerator=cpu",
+         "+trainer.plugins=[{_target_: lightning.pytorch.plugins.io.AsyncCheckpointIO}]"],
+    )  # fmt: skip
+    trainer = build_trainer(config, RunFolder(tmp_path), None, "max")
+    assert isinstance(trainer.strategy._layer_sync, SyncBatchNorms)
+    assert isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO)
+
+
+def test_sharded_training_refuses_what_it_would_not_do():
+    with pytest.raises(ConfigError, match="sync_batchnorm=true does nothing with trainer=fsdp2"):
+        check_support(compose("train", ["trainer=fsdp2", "+trainer.sync_batchnorm=true"]))

@@ -3,6 +3,7 @@ import torch
 from torchvision.models.segmentation import fcn_resnet50
 from torchvision.models.segmentation.fcn import FCNHead
 
+from pixvox.errors import WeightsError
 from pixvox.heads.fcn import FCN
 from pixvox.losses.dice import Dice
 from pixvox.structures import Features, Geometry, Instances
@@ -93,12 +94,30 @@ def test_torchvisions_fcn_loads_with_equal_outputs(tmp_path, aux):
     model = load(tmp_path / "fcn.pth")
     assert model.class_names[0] == "background" and model.class_names[-1] == "tvmonitor"
     images = torch.rand(1, 3, 96, 128)
+    assert "aux_logits" not in model(images)  # predictions do without
+    model.head.gives_aux = True
     with torch.no_grad():
         expected, outputs = reference(images), model(images)
     torch.testing.assert_close(outputs["logits"], expected["out"], rtol=1e-3, atol=1e-4)
     assert ("aux_logits" in outputs) == aux
     if aux:
         torch.testing.assert_close(outputs["aux_logits"], expected["aux"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [2, -3])
+def test_second_classifier_on_a_level_that_is_not_there_is_refused(level):
+    with pytest.raises(ValueError, match=f"aux_level={level}: there are 2 levels, 0 to 1 or -2 to -1"):
+        FCN((8, 16), ((4, 4), (8, 8)), 3, aux_level=level)
+
+
+def test_torchvisions_fcn_that_is_incomplete_or_wider_is_refused(tmp_path):
+    state = fcn_resnet50(weights=None, weights_backbone=None, num_classes=3).state_dict()
+    lacking = {key: value for key, value in state.items() if key != "backbone.layer2.0.conv1.weight"}
+    wide = {**state, "backbone.layer1.0.conv2.weight": torch.zeros(128, 128, 3, 3)}
+    for wrong, message in ((lacking, "1 missing"), (wide, "1 of another shape")):
+        torch.save(wrong, tmp_path / "wrong.pth")
+        with pytest.raises(WeightsError, match=rf"wrong.pth: the weights do not fit the model: {message}"):
+            load(tmp_path / "wrong.pth")
 
 
 def test_a_second_classifier_learns_with_its_weight():

@@ -122,17 +122,6 @@ def test_damaged_folder_is_unfinished(runs):
     assert json.dumps([row.count for row in comparison.rows]).count("1") == 1
 
 
-def test_best_run_of_a_row_follows_the_mode(runs):
-    best = compare([runs])
-    assert best.best_run(best.rows[0]).name == "resnet18,1e-3,1"
-    least = compare([runs], score="loss")
-    assert least.best_run(least.rows[0]).name == "resnet18,1e-3,1"
-    leave(runs / "none", ["head=fcn", "data=shapes", "data.train.task=semantic", "backbone=resnet18",
-                          "learning_rate=1e-3", "seed=2"], None)  # fmt: skip
-    again = compare([runs])
-    assert again.best_run(again.rows[0]).name == "resnet18,1e-3,1"
-
-
 def test_speed_stands_in_the_tables_where_it_was_measured(runs, tmp_path):
     assert "images/s" not in compare([runs]).table()[0]
     for seed, speed in ((0, 10.0), (1, 20.0)):

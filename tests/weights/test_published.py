@@ -128,6 +128,9 @@ def test_weights_have_names_that_models_and_commands_take(published, monkeypatch
     assert {name for name, _, _ in asked} == {"facebook/mask2former-swin-small-coco-instance"}
     assert load_weights("Mask2Former_Weights.DEFAULT").keys() == weights.keys()
     assert get_model("fcn", backbone="simple", num_classes=2).task == "semantic"
+    assert get_weight("FCN_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1") is FCN_Weights.DEFAULT
+    with pytest.raises(WeightsError, match=r"my_Weights.pth: there is no such run folder or file"):
+        load("my_Weights.pth")
 
 
 def test_each_published_member_tells_what_it_is():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pixvox.command_options import ConfigDir, DataPath, Debug, Json, Overrides
-from pixvox.console import print_json, print_table, show_comparison, tell_failed
+from pixvox.console import exit_if_failed, print_json, print_table, show_comparison
 from pixvox.errors import ConfigError
 
 benchmark_app = typer.Typer(no_args_is_help=True, help="Measure models, and every pair of backbone and head.")
@@ -155,7 +155,7 @@ def benchmark_grid(
         show_comparison(*report(outcome, examples), as_json)
     elif as_json:
         print_json({"sweep": str(outcome.folder), "failed": outcome.failed})
-    tell_failed(outcome)
+    exit_if_failed(outcome)
 
 
 def _names(text: str | None) -> list[str] | None:

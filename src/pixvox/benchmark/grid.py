@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from pixvox.component_timing import time_batch
+from pixvox.component_timing import device_name, time_batch
 from pixvox.errors import ConfigError
 from pixvox.evaluation import first_pairs, loader, prepare
 from pixvox.structures import Segmentation
@@ -18,6 +20,8 @@ from pixvox.training.run_folder import RunFolder
 from pixvox.training.sweep import Cell, Outcome, grid
 
 log = logging.getLogger("pixvox")
+
+T = TypeVar("T")
 
 
 def grid_cells(
@@ -66,22 +70,32 @@ def report(outcome: Outcome, num_examples: int = 3, repeats: int = 10) -> tuple[
         ConfigError: If no training is finished.
     """
     runs = [outcome.folder / name for name in outcome.finished]
+    compare(runs).save(outcome.folder)  # whatever comes of the rest
     for run in runs:
-        measure_speed(run, repeats)
+        _try(f"the speed of {run.name} was not measured", measure_speed, run, repeats)
     comparison = compare(runs)
     files = comparison.save(outcome.folder)
     return comparison, [*files, *draw_examples(comparison, outcome.folder, num_examples)]
 
 
+def _try(failure: str, work: Callable[..., T], *arguments: Any) -> T | None:
+    """Do what trained models are worth more than: a failure is told, and nothing is returned."""
+    try:
+        return work(*arguments)
+    except Exception as error:
+        log.warning("%s: %s: %s", failure, type(error).__name__, error)
+        return None
+
+
 def measure_speed(run: Path, repeats: int = 10) -> None:
-    """Time the prediction of a run's first validation batch, and note it in ``speed.json``; once for each run.
+    """Time the prediction of a run's first validation batch, and note it in ``speed.json``; once on each device.
 
     Args:
         run: A run folder.
         repeats: Passes that count, after one that does not.
     """
     place = RunFolder(run)
-    if place.speed.exists():
+    if place.speed.exists() and json.loads(place.speed.read_text())["device"] == device_name():
         return
     log.info("timing %s", run.name)
     model, datamodule, _ = prepare(run)
@@ -90,7 +104,9 @@ def measure_speed(run: Path, repeats: int = 10) -> None:
 
 
 def draw_examples(comparison: Comparison, folder: Path, num_examples: int = 3) -> list[Path]:
-    """Draw the first validation images as the best training of each backbone and head sees them.
+    """Draw the first validation images as a training of each backbone and head sees them.
+
+    Of each pair it is the best training with the lowest seed: others may have been validated on other images.
 
     Args:
         comparison: The trainings.
@@ -101,28 +117,41 @@ def draw_examples(comparison: Comparison, folder: Path, num_examples: int = 3) -
         The files.
     """
     from pixvox.visualization.model_grid import draw_model_grid
-    from pixvox.visualization.views import drawn_instances
 
+    if num_examples < 1:
+        return []
     pictures: list[dict[tuple[str, str], Segmentation]] = []
     truths: list[Segmentation] = []
-    best: dict[tuple[str, str], Path] = {}
-    for row in reversed(comparison.rows):  # the best is written last
-        run = comparison.best_run(row)
-        best[_pair(run)] = run
-    for pair, run in sorted(best.items()):
-        model, datamodule, _ = prepare(run)
-        pairs, _ = first_pairs(model, loader(datamodule, "val"), num_examples)
-        pictures = pictures or [{} for _ in pairs]
-        truths = truths or [truth for _, truth in pairs]
-        for picture, (prediction, _) in zip(pictures, pairs, strict=True):
-            picture[pair] = drawn_instances(prediction, model.head.confident_score)
+    for pair, run in sorted(_shown_runs(comparison).items()):
+        found = _try(f"{run.name} is in no example", _first_predictions, run, num_examples) or []
+        pictures = pictures or [{} for _ in found]
+        truths = truths or [truth for _, truth in found]
+        for picture, shown, (prediction, truth) in zip(pictures, truths, found, strict=False):
+            if (truth.source, truth.size) == (shown.source, shown.size):
+                picture[pair] = prediction
+            else:
+                log.warning("%s is in no example: it was validated on other images", run.name)
     return [
         draw_model_grid(picture, truth, folder / f"example_{number}.png")
         for number, (picture, truth) in enumerate(zip(pictures, truths, strict=True), 1)
     ]
 
 
-def _pair(run: Path) -> tuple[str, str]:
-    """Return the names of a run's backbone and head."""
-    choices = OmegaConf.load(RunFolder(run).config).choices
-    return str(choices.backbone), str(choices.head)
+def _shown_runs(comparison: Comparison) -> dict[tuple[str, str], Path]:
+    """Return a training of each backbone and head: of the lowest seed in the best row that has it."""
+    runs = [(run, OmegaConf.load(RunFolder(run).config)) for row in comparison.rows for run in row.runs]
+    lowest = min((config.seed for _, config in runs), default=0)
+    shown: dict[tuple[str, str], Path] = {}
+    for run, config in runs:
+        if config.seed == lowest:
+            shown.setdefault((str(config.choices.backbone), str(config.choices.head)), run)
+    return shown
+
+
+def _first_predictions(run: Path, count: int) -> list[tuple[Segmentation, Segmentation]]:
+    """Return what a model is sure of in the first validation images, with their truths."""
+    from pixvox.visualization.views import drawn_instances
+
+    model, datamodule, _ = prepare(run)
+    pairs, _ = first_pairs(model, loader(datamodule, "val"), count)
+    return [(drawn_instances(found, model.head.confident_score), truth) for found, truth in pairs]

@@ -73,6 +73,11 @@ def check_support(config: DictConfig) -> None:
             f"ema_decay={config.ema_decay} does not go with trainer=fsdp2: an average of sharded weights is not kept; "
             "choose trainer=ddp, or ema_decay=null"
         )
+    if sharded and config.trainer.get("sync_batchnorm"):
+        raise ConfigError(
+            "trainer.sync_batchnorm=true does nothing with trainer=fsdp2; choose trainer=ddp, or a norm that does not "
+            "look at the batch, such as backbone.norm=group"
+        )
     if config.trainer.get("sync_batchnorm") and not on_cuda(config):
         raise ConfigError(
             "trainer.sync_batchnorm=true works on GPUs only; on the CPU choose a norm that does not look at the batch, "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
-from torch import Tensor, nn
+from timm.layers.norm_act import SyncBatchNormAct
+from torch import nn
 
 
 class SyncBatchNorms(TorchSyncBatchNorm):
@@ -26,7 +27,7 @@ class SyncBatchNorms(TorchSyncBatchNorm):
         model = super().apply(model)
         for name, original in self._originals.items():
             synced = model.get_submodule(name)
-            synced.__class__ = _SyncBatchNormAct
+            synced.__class__ = SyncBatchNormAct
             synced.drop, synced.act = original.drop, original.act
         return model
 
@@ -42,14 +43,3 @@ class SyncBatchNorms(TorchSyncBatchNorm):
             original.train(learned.training).to(next(learned.buffers()).device)
             model.set_submodule(name, original)
         return model
-
-
-class _SyncBatchNormAct(nn.SyncBatchNorm):
-    """Synchronised batch normalisation and what timm puts behind it."""
-
-    drop: nn.Module
-    act: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.drop(super().forward(x)))
-        return out

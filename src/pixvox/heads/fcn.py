@@ -41,10 +41,12 @@ class FCN(Head):
         pseudo_label_threshold: Pixels above this probability teach a student.
 
     Raises:
-        ValueError: If ``spatial_dims`` is not 2 or 3.
+        ValueError: If ``spatial_dims`` is not 2 or 3, or there is no such ``aux_level``.
     """
 
     task = "semantic"
+    gives_aux = False
+    """Set it to have ``aux_logits`` also in predictions, which do not need them."""
 
     def __init__(
         self,
@@ -75,6 +77,11 @@ class FCN(Head):
                 conv(spatial_dims, hidden, num_classes, 1),
             )
 
+        count = len(in_channels)
+        if aux_level is not None and not -count <= aux_level < count:
+            raise ValueError(
+                f"aux_level={aux_level}: there are {count} levels, 0 to {count - 1} or -{count} to -1"
+            )
         self.classifiers = nn.ModuleList(classifier(level) for level in self.in_levels)
         self.aux_level = aux_level
         self.aux_classifier = None if aux_level is None else classifier(aux_level)
@@ -114,7 +121,8 @@ class FCN(Head):
             finer = fine_to_coarse.pop()
             scores = finer + resize(scores, finer.shape[2:])
         outputs: Outputs = {"logits": _to_images(scores, features), "valid_sizes": features.valid_sizes}
-        if self.aux_classifier is not None and self.aux_level is not None:
+        wanted = self.training or targets is not None or self.gives_aux
+        if wanted and self.aux_classifier is not None and self.aux_level is not None:
             outputs["aux_logits"] = _to_images(self.aux_classifier(features.levels[self.aux_level]), features)
         return outputs
 

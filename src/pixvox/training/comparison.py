@@ -101,14 +101,6 @@ class Comparison:
         """Whether the speed of a prediction was measured for some row."""
         return not all(math.isnan(row.speed) for row in self.rows)
 
-    def best_run(self, row: Row) -> Path:
-        """Return the folder of the best training of a row; any where none has a score."""
-        sign = 1 if self.mode == "max" else -1
-        return max(
-            zip(row.scores, row.runs, strict=True),
-            key=lambda pair: -math.inf if math.isnan(pair[0]) else sign * pair[0],
-        )[1]
-
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return a header and cells for people."""
         header = [*self.columns, self.score, "runs", "seconds", "peak MiB", "million parameters"]

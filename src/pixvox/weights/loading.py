@@ -98,9 +98,9 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
     """
     _refuse_spread(state, source)
     if torchvision.is_maskrcnn(state):
-        return torchvision.build_maskrcnn(state)
+        return torchvision.build_maskrcnn(state, source)
     if torchvision.is_fcn(state):
-        return torchvision.build_fcn(state)
+        return torchvision.build_fcn(state, source)
     family = find_family(state, config)
     if family is not None:
         try:

@@ -19,7 +19,7 @@ from pixvox.signatures import nearest
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
 
-_NAME = re.compile(r"(\w+_Weights)\.(\w+)")
+_NAME = re.compile(r"(\w+_Weights)\.(?!(?:pth?|ckpt|bin|safetensors)$)(\w+)")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def get_model_weights(name: str) -> type[WeightsEnum]:
 
 
 def get_weight(name: str) -> WeightsEnum:
-    """Return weights by their name, ``ENUMERATION.MEMBER``.
+    """Return weights by their name, ``ENUMERATION.MEMBER``, ours or torchvision's.
 
     Raises:
         WeightsError: If there are none of that name.
@@ -183,6 +183,7 @@ def get_weight(name: str) -> WeightsEnum:
         for enumeration in _OF_HEAD.values()
         for member, value in enumeration.__members__.items()
     }
+    known |= {value.source: value for value in known.values() if _NAME.fullmatch(value.source)}
     if name not in known:
         of_it = [other for other in known if other.partition(".")[0] == name.partition(".")[0]]
         hint = f"there are {', '.join(of_it)}" if of_it else nearest(name, list(known))
@@ -196,12 +197,13 @@ def is_weight_name(path: str | Path) -> bool:
     return match is not None and not Path(path).exists()
 
 
-def get_model(name: str, weights: WeightsEnum | str | None = None, **options: Any) -> Segmenter:
+def get_model(name: str, weights: Enum | str | None = None, **options: Any) -> Segmenter:
     """Return a model by the name of its head: with published weights, or new.
 
     Args:
         name: A head.
-        weights: A member of its enumeration, the member's name, or ``"DEFAULT"``; None for random weights.
+        weights: A member of its enumeration or torchvision's, the member's name, or ``"DEFAULT"``; None for random
+            weights.
         options: Of a new model: those of ``create_model``. Published weights come with theirs.
 
     Raises:
@@ -215,6 +217,8 @@ def get_model(name: str, weights: WeightsEnum | str | None = None, **options: An
     if isinstance(weights, str):
         full = weights if "." in weights else f"{enumeration.__name__}.{weights}"
         weights = get_weight(full)
+    elif not isinstance(weights, WeightsEnum):  # torchvision's own
+        weights = get_weight(str(weights))
     if not isinstance(weights, enumeration):
         raise WeightsError(
             f"{weights} are not those of {name}; these are: {', '.join(enumeration.__members__)}"

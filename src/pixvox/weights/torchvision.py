@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pixvox.errors import WeightsError
+from pixvox.weights.checkpoint import load_state
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
 
 MASKRCNN_KEY = "roi_heads.mask_predictor.mask_fcn_logits.weight"
+
+_SOURCE = Path("torchvision's weights")
 
 _FCN_KEYS = {"backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"}
 
@@ -43,7 +47,7 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 ]
 """torchvision's names and ours, but for the mask branch, where they depend on what is between the convolutions."""
 
-_OLD_EPS = 1e-5
+_EPS = 1e-5
 """What norms of networks add to the variance; those of torchvision's COCO_V1 add nothing."""
 
 
@@ -82,8 +86,9 @@ def convert_maskrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         WeightsError: If a key is not known.
     """
     normed = _is_second(state)
-    # The first version's file of 2019, whose convolutions of masks have names, was trained without epsilon.
-    without_eps = "roi_heads.mask_head.mask_fcn1.weight" in state
+    # The file of 2019, with names for the convolutions of masks and no counters in its frozen norms, has no epsilon.
+    counted = any(key.endswith("num_batches_tracked") for key in state)
+    without_eps = "roi_heads.mask_head.mask_fcn1.weight" in state and not counted
     converted = {}
     for key, value in state.items():
         name = _rename(key, normed)
@@ -93,8 +98,8 @@ def convert_maskrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value[4:]
         elif name.startswith(f"head.mask_branch.{14 if normed else 10}."):
             value = value[1:]
-        elif without_eps and name.endswith(".running_var"):
-            value = value - _OLD_EPS
+        elif without_eps and (variance := state.get(key.removesuffix("weight") + "running_var")) is not None:
+            value = value * ((variance + _EPS) / variance).sqrt()
         converted[name] = value
     return converted
 
@@ -126,8 +131,12 @@ def _rename(key: str, normed: bool) -> str:
     )
 
 
-def build_maskrcnn(state: Mapping[str, Tensor]) -> Segmenter:
-    """Build the model that a state dict of torchvision's Mask R-CNN belongs to, with its weights."""
+def build_maskrcnn(state: Mapping[str, Tensor], source: Path = _SOURCE) -> Segmenter:
+    """Build the model that a state dict of torchvision's Mask R-CNN belongs to, with its weights.
+
+    Raises:
+        WeightsError: If weights are missing, or not those of a ResNet.
+    """
     from pixvox.models import create_model
 
     num_classes = state[MASKRCNN_KEY].shape[0] - 1
@@ -148,8 +157,7 @@ def build_maskrcnn(state: Mapping[str, Tensor]) -> Segmenter:
         **(second if _is_second(state) else {}),
     )
     model.config["inference"] = {"resize": "shortest", "size": 800, "max_size": 1333}
-    model.load_state_dict(convert_maskrcnn(state), strict=False)
-    return model
+    return _with_weights(model, convert_maskrcnn(state), source)
 
 
 def is_fcn(state: Mapping[str, Tensor]) -> bool:
@@ -157,8 +165,12 @@ def is_fcn(state: Mapping[str, Tensor]) -> bool:
     return state.keys() >= _FCN_KEYS and state["classifier.0.weight"].shape[2:] == (3, 3)
 
 
-def build_fcn(state: Mapping[str, Tensor]) -> Segmenter:
-    """Build the model that a state dict of torchvision's FCN belongs to, with its weights."""
+def build_fcn(state: Mapping[str, Tensor], source: Path = _SOURCE) -> Segmenter:
+    """Build the model that a state dict of torchvision's FCN belongs to, with its weights.
+
+    Raises:
+        WeightsError: If weights are missing, or not those of a ResNet.
+    """
     from pixvox.models import create_model
 
     num_classes = len(state["classifier.4.bias"])
@@ -185,7 +197,13 @@ def build_fcn(state: Mapping[str, Tensor]) -> Segmenter:
         else:
             name = key.replace("backbone.", "backbone.network.", 1)
         converted[name] = value
-    model.load_state_dict(converted, strict=False)
+    return _with_weights(model, converted, source)
+
+
+def _with_weights(model: Segmenter, state: dict[str, Tensor], source: Path) -> Segmenter:
+    """Give a model all weights but those of its normaliser, which torchvision keeps outside."""
+    own = {key: value for key, value in model.state_dict().items() if key.startswith("normalizer.")}
+    load_state(model, {**state, **own}, source)
     return model
 
 
