@@ -43,3 +43,21 @@ def test_convolution_has_a_bias_only_without_norm():
 def test_resize_to_the_same_size_is_identity(dims):
     x = torch.randn(1, 2, *range(3, 3 + dims))
     assert resize(x, x.shape[2:]) is x
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_instance_norm_of_a_single_pixel_is_its_bias_and_of_more_torchs(dims):
+    layer = norm("instance", dims, 3)
+    reference = {2: torch.nn.InstanceNorm2d, 3: torch.nn.InstanceNorm3d}[dims](3, affine=True)
+    torch.nn.init.normal_(layer.bias)
+    torch.nn.init.normal_(layer.weight)
+    reference.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, *(4,) * dims)
+    assert torch.equal(layer(x), reference(x))
+    one = torch.randn(2, 3, *(1,) * dims, requires_grad=True)
+    out = layer(one)
+    assert torch.equal(out.flatten(1), layer.bias.expand(2, 3))
+    # Two equal pixels have the same answer, which torch gives.
+    torch.testing.assert_close(out, reference(one.repeat_interleave(2, 2))[:, :, :1], atol=1e-3, rtol=0)
+    out.sum().backward()
+    assert not one.grad.any() and not layer.weight.grad.any() and layer.bias.grad.eq(2).all()

@@ -18,7 +18,6 @@ PerAxis = int | Sequence[int]
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _ADAPTIVE_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {
@@ -120,7 +119,7 @@ def norm(name: str, spatial_dims: int, channels: int) -> nn.Module:
     if name == "group":
         return nn.GroupNorm(math.gcd(32, channels), channels)
     if name == "instance":
-        return _INSTANCE_NORM[spatial_dims](channels, affine=True)
+        return (_InstanceNorm2d if spatial_dims == 2 else _InstanceNorm3d)(channels, affine=True)
     if name == "layer":
         return nn.GroupNorm(1, channels)
     if name == "channel":
@@ -130,6 +129,25 @@ def norm(name: str, spatial_dims: int, channels: int) -> nn.Module:
     raise ValueError(
         f"norm must be one of 'batch', 'group', 'instance', 'layer', 'channel', 'none', got {name!r}"
     )
+
+
+class _AnySize(nn.modules.instancenorm._InstanceNorm):
+    """Instance normalisation that also takes maps of one pixel, whose normalised value is zero; torch's raises."""
+
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        if input.shape[2:].numel() > 1:
+            normalised: Tensor = super()._apply_instance_norm(input)  # type: ignore[no-untyped-call]
+            return normalised
+        shape = (1, -1, *(1,) * (input.dim() - 2))
+        return (input - input) * self.weight.view(shape) + self.bias.view(shape)
+
+
+class _InstanceNorm2d(_AnySize, nn.InstanceNorm2d):
+    pass
+
+
+class _InstanceNorm3d(_AnySize, nn.InstanceNorm3d):
+    pass
 
 
 class ChannelNorm(nn.LayerNorm):
