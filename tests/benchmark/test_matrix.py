@@ -12,6 +12,7 @@ from pixvox.errors import ConfigError
 from pixvox.models import list_heads
 from small_backbones import OPTIONS, small_families
 from small_heads import SMALL
+from unlucky import killed_over_fcn
 
 
 def options(backbone, head):
@@ -95,10 +96,16 @@ def test_the_whole_matrix_has_each_family_under_each_head_once():
         pairs(heads=["nope"])
 
 
-def test_a_process_that_dies_is_a_failed_pair(monkeypatch):
-    cells = [Cell("simple", "fcn", 2, options={**options("simple", "fcn"), "backbone__blocks": "die"})]
-    (cell,) = check_all(cells)
-    assert cell.status == "failed" and "blocks" in cell.reason
+def test_a_process_that_is_killed_is_one_failed_pair_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(matrix, "_check_here", killed_over_fcn)
+    cells = [Cell("simple", head, 2) for head in ("fcn", "solo", "hybrid")]
+    found = {cell.head: cell for cell in check_all(cells, jobs=2)}
+    assert {head: cell.status for head, cell in found.items()} == {
+        "fcn": "failed",
+        "solo": "works",
+        "hybrid": "works",
+    }
+    assert found["fcn"].reason.startswith("its process ended: ")
 
 
 def test_command_writes_the_matrix_and_goes_on_where_it_was(tmp_path, capsys):

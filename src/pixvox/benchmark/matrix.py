@@ -8,9 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ SECOND_NAMES = {
 }  # fmt: skip
 """Backbones whose cells would be those of another one: other sizes of it, or doors to it."""
 
-SIZES = {2: ((64, 64), (61, 83)), 3: ((32, 32, 32), (9, 45, 33))}
+SIZES = {2: ((64, 64), (61, 83)), 3: ((16, 32, 32), (9, 37, 25))}
 """Sizes of images and volumes that each model learns from; it predicts the second."""
 
 _CLASSES = 3
@@ -178,17 +180,24 @@ def check_all(cells: Sequence[Cell], jobs: int = 1, threads: int = 1) -> Iterato
     context = get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["pixvox.benchmark.matrix", "pixvox.weights", "timm"])
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        waiting: dict[Future[Cell], Cell] = {pool.submit(_check_alone, cell, threads): cell for cell in cells}
-        for done in as_completed(waiting):
-            error = done.exception()
-            if error is None:
-                yield done.result()
-            else:  # killed, most likely for its memory
-                yield replace(waiting[done], status="failed", reason=f"its process ended: {error}")
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for done in as_completed([pool.submit(_check_alone, cell, threads, context) for cell in cells]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _check_alone(cell: Cell, threads: int) -> Cell:
+def _check_alone(cell: Cell, threads: int, context: BaseContext) -> Cell:
+    """Check a cell in a process of its own: its peak of memory is its own, and if it is killed the others go on."""
+    with ProcessPoolExecutor(1, context) as pool:
+        try:
+            return pool.submit(_check_here, cell, threads).result()
+        except BrokenProcessPool as error:  # killed, most likely for its memory
+            return replace(cell, status="failed", reason=f"its process ended: {error}")
+
+
+def _check_here(cell: Cell, threads: int) -> Cell:
     torch.set_num_threads(threads)
     return check(cell.backbone, cell.head, cell.spatial_dims, cell.options)
 
