@@ -33,8 +33,7 @@ class _SemanticOutputs(torch.nn.Module):
     def forward(self, images):
         """Return the logits of the classes at the size of the images."""
         outputs = self.model(self.model.normalize(images))
-        names = {"out": "logits", "aux": "aux_logits"}
-        return {name: outputs[own] for name, own in names.items() if own in outputs}
+        return {"out": outputs["logits"], **outputs.get("aux_logits", {})}
 
 
 def load(path):

@@ -170,10 +170,12 @@ class ConvNormAct(nn.Sequential):
         stride: PerAxis = 1,
         norm_name: str = "batch",
         act: bool = True,
+        dilation: PerAxis = 1,
+        groups: int = 1,
     ) -> None:
         bias = norm_name == "none"
         layers = [
-            conv(spatial_dims, in_channels, out_channels, kernel_size, stride, bias=bias),
+            conv(spatial_dims, in_channels, out_channels, kernel_size, stride, dilation, groups, bias),
             norm(norm_name, spatial_dims, out_channels),
         ]
         super().__init__(*layers, *([nn.ReLU(inplace=True)] if act else []))
@@ -198,20 +200,27 @@ def adaptive_average_pool(x: Tensor, output_size: PerAxis) -> Tensor:
     return _ADAPTIVE_AVERAGE_POOL[x.dim() - 2](x, per_axis(output_size, x.dim() - 2))
 
 
-def resize(x: Float[Tensor, "batch channels *spatial"], size: Sequence[int], mode: str = "linear") -> Tensor:
+def resize(
+    x: Float[Tensor, "batch channels *spatial"],
+    size: Sequence[int],
+    mode: str = "linear",
+    align_corners: bool = False,
+) -> Tensor:
     """Resize the spatial axes to ``size``.
 
     Args:
         x: Feature maps.
         size: Lengths in array order.
-        mode: ``"linear"`` (bi- or trilinear, corners not aligned) or ``"nearest"``.
+        mode: ``"linear"`` (bi- or trilinear) or ``"nearest"``.
+        align_corners: Whether linear interpolation maps the centres of the first and last pixels onto each other, as
+            some published networks do; the frame of pixels then shifts.
     """
     size = tuple(int(length) for length in size)
     if tuple(x.shape[2:]) == size:
         return x
     if mode == "nearest":
         return F.interpolate(x, size=size, mode="nearest")
-    return F.interpolate(x, size=size, mode=_LINEAR_MODE[x.dim() - 2], align_corners=False)
+    return F.interpolate(x, size=size, mode=_LINEAR_MODE[x.dim() - 2], align_corners=align_corners)
 
 
 def pad_to_multiple(x: Tensor, divisor: Sequence[int]) -> Tensor:

@@ -101,7 +101,7 @@ def test_torchvisions_fcn_loads_with_equal_outputs(tmp_path, aux):
     torch.testing.assert_close(outputs["logits"], expected["out"], rtol=1e-3, atol=1e-4)
     assert ("aux_logits" in outputs) == aux
     if aux:
-        torch.testing.assert_close(outputs["aux_logits"], expected["aux"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(outputs["aux_logits"]["aux"], expected["aux"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", [2, -3])
@@ -127,7 +127,7 @@ def test_a_second_classifier_learns_with_its_weight():
     labels = torch.randint(0, 3, (2, 16, 24))
     outputs = head(features, labels)
     losses = head.loss(outputs, labels)
-    bare = head.losses["cross_entropy"](outputs["aux_logits"], labels)
+    bare = head.losses["cross_entropy"](outputs["aux_logits"]["aux"], labels)
     assert losses["aux_cross_entropy"].item() == pytest.approx(0.25 * bare.item())
     sum(losses.values()).backward()
     assert head.aux_classifier[2].weight.grad.abs().sum() > 0
