@@ -61,3 +61,18 @@ def test_instance_norm_of_a_single_pixel_is_its_bias_and_of_more_torchs(dims):
     torch.testing.assert_close(out, reference(one.repeat_interleave(2, 2))[:, :, :1], atol=1e-3, rtol=0)
     out.sum().backward()
     assert not one.grad.any() and not layer.weight.grad.any() and layer.bias.grad.eq(2).all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_batch_norm_learns_from_one_value_by_running_statistics_and_from_more_as_torchs(dims):
+    layer = norm("batch", dims, 3)
+    reference = {2: torch.nn.BatchNorm2d, 3: torch.nn.BatchNorm3d}[dims](3)
+    for x in (torch.randn(1, 3, *(4,) * dims), torch.randn(2, 3, *(1,) * dims)):
+        assert torch.equal(layer(x), reference(x))
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    one = torch.randn(1, 3, *(1,) * dims, requires_grad=True)
+    out = layer(one)
+    assert torch.equal(out, reference.eval()(one))
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    out.sum().backward()
+    assert one.grad.ne(0).all() and layer.weight.grad.ne(0).all()

@@ -17,7 +17,6 @@ PerAxis = int | Sequence[int]
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _ADAPTIVE_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {
@@ -115,7 +114,7 @@ def norm(name: str, spatial_dims: int, channels: int) -> nn.Module:
     """
     check_spatial_dims(spatial_dims)
     if name == "batch":
-        return _BATCH_NORM[spatial_dims](channels)
+        return (_BatchNorm2d if spatial_dims == 2 else _BatchNorm3d)(channels)
     if name == "group":
         return nn.GroupNorm(math.gcd(32, channels), channels)
     if name == "instance":
@@ -147,6 +146,26 @@ class _InstanceNorm2d(_AnySize, nn.InstanceNorm2d):
 
 
 class _InstanceNorm3d(_AnySize, nn.InstanceNorm3d):
+    pass
+
+
+class _OneValue(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation that also learns from one value per channel, as of one pooled image; torch's raises.
+
+    One value has no variance: it is normalised by the running statistics, which stay as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        if not self.training or input.numel() > input.shape[1]:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class _BatchNorm2d(_OneValue, nn.BatchNorm2d):
+    pass
+
+
+class _BatchNorm3d(_OneValue, nn.BatchNorm3d):
     pass
 
 
@@ -189,10 +208,12 @@ def max_pool(x: Tensor, kernel_size: PerAxis, stride: PerAxis, padding: PerAxis 
     )
 
 
-def average_pool(x: Tensor, kernel_size: PerAxis, stride: PerAxis) -> Tensor:
-    """Pool by the mean over the spatial axes of ``x``."""
+def average_pool(x: Tensor, kernel_size: PerAxis, stride: PerAxis, padding: PerAxis = 0) -> Tensor:
+    """Pool by the mean over the spatial axes of ``x``; what pads it counts as zeros."""
     dims = x.dim() - 2
-    return _AVERAGE_POOL[dims](x, per_axis(kernel_size, dims), stride=per_axis(stride, dims))
+    return _AVERAGE_POOL[dims](
+        x, per_axis(kernel_size, dims), stride=per_axis(stride, dims), padding=per_axis(padding, dims)
+    )
 
 
 def adaptive_average_pool(x: Tensor, output_size: PerAxis) -> Tensor:
