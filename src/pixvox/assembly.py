@@ -59,13 +59,16 @@ def complete(config: DictConfig, metadata: Metadata) -> None:
 
 def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
     """Build the model that the configuration and the data describe."""
+    from pixvox.inference.procedure import Procedure
     from pixvox.segmenter import PARTS, Segmenter
 
     plain = resolved(config)
     parts = {name: plain[name] for name in PARTS}
     facts = {name: plain[name] for name in ("spatial_dims", "in_channels", "num_classes")}
     names = list(metadata.class_names)
-    return Segmenter.from_config({**facts, "class_names": names, "inference": inference(plain), **parts})
+    model = Segmenter.from_config({**facts, "class_names": names, "inference": inference(plain), **parts})
+    Procedure.of(model)  # a wrong option is refused before anything is trained
+    return model
 
 
 def inference(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,11 +77,13 @@ def inference(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: A resolved configuration.
     """
+    from pixvox.inference.procedure import merged
+
     given = dict(config.get("inference") or {})
     steps = (config.get("transforms") or {}).get("evaluation")
     if given.get("resize") is None and steps and str(steps.get("_target_", "")).endswith("resize.Resize"):
         given.update(resize=steps.get("mode", "fit"), size=steps["size"], max_size=steps.get("longest"))
-    return {key: value for key, value in given.items() if value is not None}
+    return merged({}, given)
 
 
 def check_task(task: str, metadata: Metadata, known: Sequence[str] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from pixvox.assembly import build_datamodule, build_metrics, check_task, complet
 from pixvox.configuration import check_targets, compose, data_overrides, override
 from pixvox.devices import default_device
 from pixvox.errors import ConfigError
+from pixvox.inference.procedure import SIZES, Procedure
 from pixvox.structures import Batch, Segmentation
 from pixvox.training.run_folder import RunFolder, find_run
 
@@ -47,8 +48,9 @@ def evaluate(
     """
     model, datamodule, config = prepare(run, data, split, overrides, config_dir)
     metrics = build_metrics(config, datamodule.metadata, model.head)
+    procedure = build_procedure(model, config)
     seconds, images = 0.0, 0
-    for batch, predictions, elapsed in predictions_of(model, loader(datamodule, split)):
+    for batch, predictions, elapsed in predictions_of(model, loader(datamodule, split), procedure):
         seconds += elapsed
         images += len(batch)
         if batch.truths is None:
@@ -79,8 +81,9 @@ def visualize(
     from pixvox.visualization.grids import draw_predictions
     from pixvox.weights.loading import find_checkpoint
 
-    model, datamodule, _ = prepare(run, data, split, overrides)
-    pairs, seconds = first_pairs(model, loader(datamodule, split), num_images)
+    model, datamodule, config = prepare(run, data, split, overrides)
+    procedure = build_procedure(model, config)
+    pairs, seconds = first_pairs(model, loader(datamodule, split), num_images, procedure)
     path = find_checkpoint(Path(run)).parent / "model_predictions_viz.png"
     threshold = model.head.confident_score if threshold is None else threshold
     title = f"{1000 * seconds:.0f} ms per image"
@@ -89,12 +92,12 @@ def visualize(
 
 
 def first_pairs(
-    model: Segmenter, batches: Any, num_images: int
+    model: Segmenter, batches: Any, num_images: int, procedure: Procedure | None = None
 ) -> tuple[list[tuple[Segmentation, Segmentation]], float]:
     """Return predictions and truths of the first images, and the mean seconds of a prediction."""
     pairs: list[tuple[Segmentation, Segmentation]] = []
     seconds = 0.0
-    for batch, predictions, spent in predictions_of(model, batches):
+    for batch, predictions, spent in predictions_of(model, batches, procedure):
         pairs += zip(predictions, batch.truths or (), strict=True)
         seconds += spent
         if len(pairs) >= num_images:
@@ -102,16 +105,42 @@ def first_pairs(
     return pairs[:num_images], seconds / max(1, len(pairs))
 
 
-def predictions_of(model: Segmenter, batches: Any) -> Iterator[tuple[Batch, list[Segmentation], float]]:
-    """Yield each batch with its predictions in the original frame and the seconds they took."""
-    device = default_device()
-    model = model.to(device).eval()
+def predictions_of(
+    model: Segmenter, batches: Any, procedure: Procedure | None = None
+) -> Iterator[tuple[Batch, list[Segmentation], float]]:
+    """Yield each batch with its predictions in the original frame and the seconds they took.
+
+    Args:
+        model: It is moved to the default device.
+        batches: Of un-normalised images.
+        procedure: How they are segmented; by default as the model was saved with.
+    """
+    procedure = Procedure.of(model) if procedure is None else procedure
+    model.to(default_device()).eval()
     for batch in batches:
-        moved = batch.to(device, non_blocking=True)
         start = time.perf_counter()
         with torch.inference_mode():
-            predictions = model.segment(moved)
+            predictions = procedure(batch)
         yield batch, predictions, time.perf_counter() - start
+
+
+def build_procedure(model: Segmenter, config: DictConfig) -> Procedure:
+    """Return how a model segments: as it was saved with, but for what the configuration says.
+
+    Raises:
+        ConfigError: If an option has no such value, or is one of sizes, which the data's transforms decide.
+    """
+    given = OmegaConf.to_container(config.inference, resolve=True) if "inference" in config else {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"inference takes options by name, got {given!r}")
+    given = {str(key): value for key, value in given.items()}
+    sizes = [key for key in SIZES if given.get(key) is not None]
+    if sizes:
+        raise ConfigError(
+            f"inference.{sizes[0]} is for predict; an evaluation resizes as its transforms say, such as transforms=fit "
+            "image_size=512"
+        )
+    return Procedure.of(model, given)
 
 
 def loader(datamodule: DataModule, split: str) -> Any:

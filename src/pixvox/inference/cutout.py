@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pixvox.errors import DataError
 from pixvox.files import whole_file
+from pixvox.inference.clean_up import fill_holes
 from pixvox.structures import Segmentation
 
 EVERY_CLASS = "all"
@@ -205,14 +206,7 @@ def _mend(
         closed = cv2.morphologyEx(framed, cv2.MORPH_CLOSE, disc).astype(bool)
         mask = closed[closing:-closing, closing:-closing] | mask
     if max_hole:
-        from scipy import ndimage
-
-        regions, _ = ndimage.label(~mask)
-        sizes = np.bincount(regions.ravel())
-        small = sizes <= max_hole
-        small[0] = False
-        small[np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))] = False
-        mask = mask | small[regions]
+        mask = fill_holes(mask, max_hole)
     return mask
 
 

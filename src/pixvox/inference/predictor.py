@@ -16,6 +16,7 @@ from pixvox.data.sample import Sample
 from pixvox.data.transforms.resize import Resize
 from pixvox.errors import ConfigError
 from pixvox.inference.inputs import is_many, samples
+from pixvox.inference.procedure import Procedure
 from pixvox.structures import Segmentation
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Predictor:
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast.
         batch_size: Images per forward pass; they are padded to one size.
         keep_image: Keep each image in its result, for drawing and mean intensities.
+        **test_time: Options of ``pixvox.inference.procedure.Procedure``: ``tile_size``, ``tta``, ``clean_up``, ...
 
     Raises:
         ConfigError: If an option has no such value.
@@ -57,9 +59,11 @@ class Predictor:
         precision: str = "fp32",
         batch_size: int = 1,
         keep_image: bool = True,
+        **test_time: Any,
     ) -> None:
         trained = dict(model.config.get("inference") or {})
         self.model = model
+        self.procedure = Procedure.of(model, test_time)
         self.resize = resize or trained.get("resize") or "none"
         self.size = size if size is not None else trained.get("size")
         self.max_size = max_size if max_size is not None else trained.get("max_size")
@@ -106,7 +110,6 @@ class Predictor:
         """Segment samples in one forward pass; results are on the CPU."""
         resized = Collate(self.model.size_divisor)([self._resized(sample) for sample in batch])
         device = next(self.model.parameters()).device
-        moved = resized.to(device)
         dtype = PRECISIONS[self.precision]
         with (
             _evaluation_mode(self.model),
@@ -114,7 +117,7 @@ class Predictor:
             torch.inference_mode(),
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
         ):
-            results = self.model.segment(moved)
+            results = self.procedure(resized)
         finished = []
         for sample, result in zip(batch, results, strict=True):
             result.source = sample.source

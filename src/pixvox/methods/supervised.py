@@ -17,6 +17,7 @@ from pixvox.distributed.sharding import shard
 from pixvox.distributed.world import apart
 from pixvox.errors import ConfigError
 from pixvox.gradient_checkpointing import recompute_blocks
+from pixvox.inference.procedure import Procedure
 from pixvox.layers import memory_format
 from pixvox.methods.typing import OptimizerFactory, SchedulerFactory, Scores
 from pixvox.metrics.metric import gather
@@ -132,8 +133,7 @@ class Supervised(pl.LightningModule):
             self._validated.append(
                 (len(batch), {name: float(term) for name, term in {"loss": loss, **terms}.items()})
             )
-        predictions = self.evaluated.postprocess(outputs, batch.geometries)
-        predictions = [prediction.to("cpu") for prediction in predictions]
+        predictions = Procedure.of(self.evaluated)(batch, outputs)
         if self.metrics is not None and batch.truths is not None and not batch.repeated:
             self.metrics.update(predictions, batch.truths)
         return {"predictions": predictions}
