@@ -93,7 +93,7 @@ class CachedDataset(Dataset):
         key = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
         name = "".join(letter if letter.isalnum() else "_" for letter in dataset.metadata.name) or "dataset"
         self.file = Path(folder) / f"{name}-{key[:16]}.pixvox"
-        stamp = {"dataset": key, "files": _file_state(dataset)}
+        stamp = {"dataset": key, "files": file_state(dataset)}
         self._map: np.ndarray | None = None
         self._checked: set[int] = set()
         with _lock(self.file):
@@ -157,7 +157,7 @@ class _UnusableError(Exception):
     """The file cannot be used as it is; the text says why."""
 
 
-def _file_state(dataset: Dataset) -> str:
+def file_state(dataset: Dataset) -> str:
     """Return a sum over name, size and time of change of all source files."""
     files = sorted({str(file) for index in range(len(dataset)) for file in dataset.source_files(index)})
     digest = hashlib.sha256()
@@ -288,7 +288,7 @@ def _check_room(file: Path, written: int, done: int, count: int) -> None:
         )
 
 
-_MADE_LATER = ("hidden", "inside", "views", "further")
+_MADE_LATER = ("flip_pairs", "hidden", "inside", "views", "further")
 """What a sample gets on its way to a training, not from its dataset."""
 
 

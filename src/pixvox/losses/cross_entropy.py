@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pixvox.data.class_weights import ClassWeighting
 from pixvox.distributed.world import world_mean
+from pixvox.losses.class_factors import check_length, class_counts, class_factors
+from pixvox.losses.pixel_cross_entropy import pixel_cross_entropy
 from pixvox.structures import IGNORE_INDEX
 
 
@@ -18,9 +20,13 @@ class CrossEntropy(nn.Module):
 
     Args:
         weight: Factor of the term.
-        class_weights: Factor of each class, or None.
+        class_weights: Factor of each class, or None; in a configuration also a word, see
+            ``pixvox.data.class_weights``.
         ignore_index: Label left out.
         label_smoothing: Share of the truth spread over all classes, in [0, 1).
+
+    Raises:
+        ValueError: If ``class_weights`` are not numbers from 0 up.
     """
 
     class_weights: Tensor | None
@@ -28,7 +34,7 @@ class CrossEntropy(nn.Module):
     def __init__(
         self,
         weight: float = 1.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | ClassWeighting | None = None,
         ignore_index: int = IGNORE_INDEX,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -36,20 +42,18 @@ class CrossEntropy(nn.Module):
         self.weight = weight
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
-        weights = None if class_weights is None else torch.tensor(list(class_weights))
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", class_factors(class_weights), persistent=False)
 
     def forward(
         self, logits: Float[Tensor, "batch classes *spatial"], labels: Int[Tensor, "batch *spatial"]
     ) -> Float[Tensor, ""]:
         """Return the mean over the pixels that count, in all processes that share a step."""
-        labels = labels.long()
-        loss = F.cross_entropy(
-            logits.float(), labels, self.class_weights,
-            ignore_index=self.ignore_index, label_smoothing=self.label_smoothing, reduction="sum",
-        )  # fmt: skip
-        counted = labels[labels != self.ignore_index]
-        weights = self.class_weights
-        count = counted.new_tensor(len(counted)) if weights is None else weights[counted].sum()
+        counts = class_counts(labels, logits.shape[1], self.ignore_index)
+        if self.class_weights is not None:
+            check_length(self.class_weights, len(counts))
+            counts = counts * self.class_weights
+        loss = pixel_cross_entropy(
+            logits, labels, self.ignore_index, self.class_weights, self.label_smoothing, reduction="sum"
+        )
         # Weights may add up to less than 1; where nothing counts the sum above is 0.
-        return self.weight * loss / world_mean(count, minimum=torch.finfo(torch.float32).tiny)
+        return self.weight * loss / world_mean(counts.sum(), minimum=torch.finfo(torch.float32).tiny)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pixvox.distributed.world import world_sum
+from pixvox.data.class_weights import ClassWeighting
+from pixvox.losses.class_factors import check_length, class_factors
+from pixvox.losses.class_overlaps import class_overlaps
 from pixvox.structures import IGNORE_INDEX
 
 
@@ -24,13 +27,20 @@ class Dice(nn.Module):
         ignore_index: Label left out.
         smooth: Added to both sides of the fraction, in pixels.
         include_background: Count class 0.
+        class_weights: Factor of each class in the mean, or None; in a configuration also a word, see
+            ``pixvox.data.class_weights``.
+
+    Raises:
+        ValueError: If ``class_weights`` are not numbers from 0 up.
 
     Example:
         >>> labels = torch.tensor([[[0, 1], [1, 0]]])
-        >>> certain = 50.0 * F.one_hot(labels, 2).movedim(-1, 1).float()
+        >>> certain = 50.0 * torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float()
         >>> round(float(Dice()(certain, labels)), 4)
         0.0
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -38,30 +48,27 @@ class Dice(nn.Module):
         ignore_index: int = IGNORE_INDEX,
         smooth: float = 1e-5,
         include_background: bool = True,
+        class_weights: Sequence[float] | ClassWeighting | None = None,
     ) -> None:
         super().__init__()
         self.weight = weight
         self.ignore_index = ignore_index
         self.smooth = smooth
         self.include_background = include_background
+        self.register_buffer("class_weights", class_factors(class_weights), persistent=False)
 
     def forward(
         self, logits: Float[Tensor, "batch classes *spatial"], labels: Int[Tensor, "batch *spatial"]
     ) -> Float[Tensor, ""]:
         """Return the mean over the classes that are present."""
-        valid = (labels != self.ignore_index).unsqueeze(1)
-        probabilities = logits.float().softmax(dim=1) * valid
-        truth = F.one_hot(torch.where(valid[:, 0], labels.long(), 0), logits.shape[1]).movedim(-1, 1) * valid
-        axes = [0, *range(2, logits.dim())]
-        sums = torch.stack(
-            [(probabilities * truth).sum(axes), (probabilities + truth).sum(axes), truth.sum(axes).float()]
-        )
-        shared, total, true = world_sum(sums)
-        present = true > 0
+        shared, predicted, true = class_overlaps(logits, labels, self.ignore_index)
+        factors = (true > 0).float()
         if not self.include_background:
-            present[0] = False
-        if not present.any():
-            return logits.sum() * 0.0
-        dice = (2 * shared + self.smooth) / (total + self.smooth)
-        loss: Tensor = self.weight * (1 - dice[present]).mean()
-        return loss
+            factors[0] = 0.0
+        if self.class_weights is not None:
+            check_length(self.class_weights, len(factors))
+            factors = factors * self.class_weights
+        dice = (2 * shared + self.smooth) / (predicted + true + self.smooth)
+        # Where no class counts, the sum of factors is 0 as well.
+        total = factors.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        return self.weight * (factors * (1 - dice)).sum() / total
