@@ -5,10 +5,11 @@
 #   make coverage    the same, with the lines that they do not reach
 #   make test-slow   the tests that train
 #   make check       lint, format, types
+#   make docs        the pages that are made from the code
 #
 # PYTHON=python3.12 picks another interpreter for .venv. CONSTRAINTS= (empty) installs the newest versions that
 # pyproject.toml allows instead of the tested ones; CONSTRAINTS=constraints/oldest.txt EXTRAS=dev the oldest, which
-# leaves out the comparisons with transformers.
+# leaves out the comparisons with transformers and segmentation-models-pytorch.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/tested.txt
@@ -22,10 +23,10 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-slow check clean
+.PHONY: help demo test coverage test-slow check docs clean
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -54,6 +55,9 @@ check: .venv/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: .venv/core.stamp
+	$(BIN)/python docs/make_reference.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage

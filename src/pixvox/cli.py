@@ -182,8 +182,12 @@ def train(
             "--sweep", help="Train every combination of head=a,b learning_rate=1e-3,1e-4 seed=range(3)."
         ),
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A YAML or TOML file of settings; KEY=VALUE given beside it win."),
+    ] = None,
     configs: Annotated[
-        Path | None, typer.Option("--configs", help="Train each YAML file of this folder, one after another.")
+        Path | None, typer.Option("--configs", help="Train each file of this folder, one after another.")
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Folder of --sweep or --configs below runs/sweeps.")
@@ -192,6 +196,10 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model; everything about the run is in its folder."""
+    if config is not None:
+        from pixvox.config_files import with_file
+
+        overrides = with_file(config, overrides or ())
     if sweep or configs is not None:
         if resume is not None:
             raise ConfigError("--resume continues one run; a sweep that is started again continues by itself")

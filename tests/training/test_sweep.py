@@ -180,7 +180,7 @@ def test_unreadable_configuration_is_named(tmp_path, text, message):
 
 
 def test_folder_without_configurations_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"no \.yaml file"):
+    with pytest.raises(ConfigError, match=r"no \.yaml or \.toml file"):
         folder_of_configs(tmp_path)
 
 

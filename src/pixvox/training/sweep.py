@@ -15,17 +15,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from pixvox.config_files import ENDINGS, file_overrides
 from pixvox.configuration import compose, override
 from pixvox.errors import ConfigError
 from pixvox.files import whole_file
@@ -130,58 +129,26 @@ def _distinct(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def folder_of_configs(folder: Path, overrides: Sequence[str] = ()) -> list[Cell]:
-    """Return one training for each YAML file of a folder, by name; overrides come after the file's own.
+    """Return one training for each configuration of a folder, by name; overrides come after the file's own.
 
-    A file is a list of overrides (``- head=fcn``), or a mapping like those of ``configs/experiment``.
+    What a file may hold is told by ``pixvox.config_files.file_overrides``.
 
     Raises:
         ConfigError: If there is no such file, or one cannot be read.
     """
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".yaml", ".yml"))
+    files = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS)
     if not files:
         raise ConfigError(
-            f"--configs {folder}: there is no .yaml file; give a folder with one for each training"
+            f"--configs {folder}: there is no .yaml or .toml file; give a folder with one for each training"
         )
     points = grid(overrides)
     cells = []
     for path in files:
-        given = _overrides_of(path)
+        given = file_overrides(path)
         for point in points:
             name = path.stem if len(points) == 1 else f"{path.stem},{point.name}"
             cells.append(Cell(folder_name(name), (*given, *point.overrides), path))
     return _distinct(cells)
-
-
-def _overrides_of(path: Path) -> list[str]:
-    """Read a configuration file as overrides."""
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if isinstance(content, list):
-        if not all(isinstance(line, str) and "=" in line for line in content):
-            raise ConfigError(f"{path}: each item of the list is an override such as head=fcn")
-        return [str(line) for line in content]
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: it is neither a list of overrides nor a mapping such as 'head: fcn'")
-    lines = []
-    for choice in content.pop("defaults", None) or []:
-        if isinstance(choice, Mapping):
-            for group, option in choice.items():
-                name = str(group).removeprefix("override ").strip().lstrip("/")
-                lines.append(override(name, option))
-    return [*lines, *_lines(content)]
-
-
-def _lines(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        place = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and "_target_" not in value:
-            yield from _lines(value, f"{place}.")
-        else:
-            yield ("++" if isinstance(value, Mapping) else "") + override(place, value)
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
