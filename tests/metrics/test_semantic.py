@@ -121,3 +121,32 @@ def _instances():
     from pixvox.structures import Instances
 
     return Segmentation(Instances.empty((1, 1)))
+
+
+def test_columns_of_the_class_table():
+    """Truth 0 0 0 1 1 2 and prediction 0 0 1 1 2 2, as worked by hand above; class 3 is absent."""
+    pairs = [(torch.tensor([[0, 0, 1, 1, 2, 2]]), torch.tensor([[0, 0, 0, 1, 1, 2]]))]
+    columns = score(pairs, 4, per_class=False).class_columns()
+    assert list(columns) == ["IoU", "Dice", "precision", "recall", "share"]
+    assert columns["precision"][:3].tolist() == pytest.approx([1, 1 / 2, 1 / 2])
+    assert columns["recall"][:3].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
+    assert columns["share"].tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6, 0])
+    assert math.isnan(columns["IoU"][3]) and math.isnan(columns["recall"][3])
+
+
+@pytest.mark.parametrize("ignore_index", [255, -1, 1])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_counts_equal_a_plain_loop(dtype, ignore_index):
+    generator = torch.Generator().manual_seed(0)
+    low = 0 if dtype == torch.uint8 else -3
+    predicted, true = torch.randint(low, 9, (2, 5, 7), generator=generator).to(dtype)
+    expected = torch.zeros(4, 5, dtype=torch.int64)
+    for found, label in zip(predicted.flatten().tolist(), true.flatten().tolist(), strict=True):
+        if label != ignore_index and 0 <= label < 4:
+            expected[label, found if found != ignore_index and 0 <= found < 4 else 4] += 1
+    assert torch.equal(confusion_counts(predicted, true, 4, ignore_index), expected)
+
+
+def test_more_classes_than_a_byte_holds():
+    labels = torch.tensor([[0, 255]], dtype=torch.uint8)
+    assert confusion_counts(labels, labels, 300, -1)[255, 255] == 1

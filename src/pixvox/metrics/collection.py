@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pixvox.errors import ConfigError
+from pixvox.metrics.boundary_iou import BoundaryIoU
+from pixvox.metrics.class_table import ClassTable
 from pixvox.metrics.coco import CocoAveragePrecision
 from pixvox.metrics.matching import COCO_THRESHOLDS, LabelMapScores
 from pixvox.metrics.metric import Metric
 from pixvox.metrics.precision_recall import PrecisionRecallCurve
 from pixvox.metrics.semantic import SemanticScores
+from pixvox.metrics.surface_distances import SurfaceDistances
 from pixvox.structures import Segmentation
 
 if TYPE_CHECKING:
@@ -90,6 +93,18 @@ class Metrics:
                 return metric.curves()
         return []
 
+    def class_table(self) -> ClassTable | None:
+        """Return the scores of each class of class maps, None for other tasks; every process must call it."""
+        columns = {
+            name: values
+            for metric in self.metrics.values()
+            for name, values in metric.class_columns().items()
+        }
+        names = next(
+            (tuple(m.class_names) for m in self.metrics.values() if isinstance(m, SemanticScores)), None
+        )
+        return ClassTable(names, columns) if columns and names is not None else None
+
 
 def default_metrics(
     metadata: Metadata,
@@ -99,11 +114,15 @@ def default_metrics(
     max_detections: int | None = None,
     per_class: bool | None = None,
     iou_types: Sequence[str] = ("bbox", "segm"),
+    boundary_iou: bool = False,
+    surface_distances: bool = False,
+    tolerance: float = 1.0,
 ) -> Metrics:
     """Return the metrics that suit a dataset, by its task and dimensions.
 
-    Semantic: ``SemanticScores``. Panoptic: ``LabelMapScores``, of things and of stuff. Instances:
-    ``LabelMapScores`` in 2-D and 3-D, and in 2-D ``CocoAveragePrecision`` as well; of boxes alone the latter.
+    Semantic: ``SemanticScores``, and by choice ``BoundaryIoU`` and ``SurfaceDistances``. Panoptic:
+    ``LabelMapScores``, of things and of stuff. Instances: ``LabelMapScores`` in 2-D and 3-D, and in 2-D
+    ``CocoAveragePrecision`` as well; of boxes alone the latter.
 
     Args:
         metadata: Tells task, dimensions, classes and ignore index.
@@ -115,21 +134,23 @@ def default_metrics(
         per_class: Add the scores of each class: ``IoU/<class>`` and ``Dice/<class>``, ``mask_AP/<class>`` and
             ``box_AP/<class>``; None adds those of class maps alone.
         iou_types: What instances are scored by; ``["bbox"]`` for models that predict no masks.
+        boundary_iou: Add the IoU of the boundaries of class maps.
+        surface_distances: Add HD95, ASSD and surface Dice of class maps, in the unit of the spacing.
+        tolerance: Distance up to which the surface Dice takes a surface for right, in that unit.
 
     Raises:
-        ConfigError: For a task without metrics, or boxes of volumes alone.
+        ConfigError: For a task without metrics, boxes of volumes alone, or scores of another task.
     """
     metrics: dict[str, Metric]
     if metadata.task == "semantic":
-        metrics = {
-            "semantic": SemanticScores(
-                len(metadata.class_names),
-                metadata.class_names,
-                metadata.ignore_index,
-                per_class=per_class is not False,
-            )
-        }
-        return Metrics(metrics, best_by or "max:mIoU")
+        return _class_map_metrics(
+            metadata, best_by, per_class is not False, boundary_iou, tolerance if surface_distances else None
+        )
+    if boundary_iou or surface_distances:
+        raise ConfigError(
+            "metrics.boundary_iou and metrics.surface_distances are scores of class maps, but the task is "
+            f"{metadata.task!r}; leave them false"
+        )
     if metadata.task == "panoptic":
         # Segments do not overlap and are all shown: no threshold, and no ranking but the segments' own.
         panoptic = LabelMapScores(
@@ -154,6 +175,19 @@ def default_metrics(
             "coco": CocoAveragePrecision(iou_types, max_detections, per_class is True, metadata.class_names)
         } | metrics
     return Metrics(metrics, best_by or "max:AP")
+
+
+def _class_map_metrics(
+    metadata: Metadata, best_by: str | None, per_class: bool, boundary_iou: bool, tolerance: float | None
+) -> Metrics:
+    """Return the metrics of class maps; those of surfaces where a tolerance is given."""
+    classes = (len(metadata.class_names), metadata.class_names, metadata.ignore_index)
+    metrics: dict[str, Metric] = {"semantic": SemanticScores(*classes, per_class=per_class)}
+    if boundary_iou:
+        metrics["boundary"] = BoundaryIoU(*classes, per_class=per_class)
+    if tolerance is not None:
+        metrics["surface"] = SurfaceDistances(*classes, tolerance=tolerance, per_class=per_class)
+    return Metrics(metrics, best_by or "max:mIoU")
 
 
 def _box_metrics(

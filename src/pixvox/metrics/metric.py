@@ -51,6 +51,13 @@ class Metric(ABC):
     def compute(self) -> dict[str, float]:
         """Return the scores of all images so far, by name; NaN where a score is not defined."""
 
+    def class_columns(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return what a table of classes shows, one value per class by name of the column; nothing by default.
+
+        Like ``compute`` it is called by all processes together.
+        """
+        return {}
+
     @abstractmethod
     def reset(self) -> None:
         """Forget all images."""
