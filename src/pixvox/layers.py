@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ PerAxis = int | Sequence[int]
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
+_MAX_POOL: dict[int, Callable[..., Any]] = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _ADAPTIVE_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {
     2: F.adaptive_avg_pool2d,
@@ -81,22 +82,36 @@ def conv(
     )
 
 
-def patch_conv(spatial_dims: int, in_channels: int, out_channels: int, patch_size: PerAxis) -> nn.Module:
+def patch_conv(
+    spatial_dims: int, in_channels: int, out_channels: int, patch_size: PerAxis, bias: bool = True
+) -> nn.Module:
     """Return a convolution that turns each patch into one pixel: its stride is its kernel, nothing is padded."""
     sides = per_axis(patch_size, check_spatial_dims(spatial_dims), "patch_size")
-    return _CONV[spatial_dims](in_channels, out_channels, sides, stride=sides)  # type: ignore[arg-type]
+    return _CONV[spatial_dims](in_channels, out_channels, sides, stride=sides, bias=bias)  # type: ignore[arg-type]
 
 
 def conv_transpose(
-    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: PerAxis = 2, stride: PerAxis = 2
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: PerAxis = 2,
+    stride: PerAxis = 2,
+    bias: bool = True,
 ) -> nn.Module:
-    """Return a transposed convolution; kernel = stride = 2 doubles the size."""
+    """Return a transposed convolution that multiplies each length by its stride, which is at most its kernel."""
     check_spatial_dims(spatial_dims)
+    kernel = per_axis(kernel_size, spatial_dims, "kernel_size")
+    step = per_axis(stride, spatial_dims, "stride")
+    padding = tuple((k - s + 1) // 2 for k, s in zip(kernel, step, strict=True))
+    added = tuple(2 * p + s - k for p, s, k in zip(padding, step, kernel, strict=True))
     return _CONV_TRANSPOSE[spatial_dims](
         in_channels,
         out_channels,
-        per_axis(kernel_size, spatial_dims, "kernel_size"),  # type: ignore[arg-type]
-        stride=per_axis(stride, spatial_dims, "stride"),  # type: ignore[arg-type]
+        kernel,  # type: ignore[arg-type]
+        stride=step,  # type: ignore[arg-type]
+        padding=padding,  # type: ignore[arg-type]
+        output_padding=added,  # type: ignore[arg-type]
+        bias=bias,
     )
 
 
@@ -200,12 +215,55 @@ class ConvNormAct(nn.Sequential):
         super().__init__(*layers, *([nn.ReLU(inplace=True)] if act else []))
 
 
+class SeparableConvNormAct(nn.Sequential):
+    """A convolution of each channel by itself, one that mixes the channels of each pixel, normalisation, ReLU.
+
+    "Xception: Deep Learning with Depthwise Separable Convolutions" (Chollet, 2016, https://arxiv.org/abs/1610.02357).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: PerAxis = 3,
+        norm_name: str = "batch",
+        dilation: PerAxis = 1,
+    ) -> None:
+        each = conv(spatial_dims, in_channels, in_channels, kernel_size, 1, dilation, in_channels, bias=False)
+        super().__init__(each, *ConvNormAct(spatial_dims, in_channels, out_channels, 1, 1, norm_name))
+
+
 def max_pool(x: Tensor, kernel_size: PerAxis, stride: PerAxis, padding: PerAxis = 0) -> Tensor:
     """Pool by the maximum over the spatial axes of ``x``."""
     dims = x.dim() - 2
-    return _MAX_POOL[dims](
+    pooled: Tensor = _MAX_POOL[dims](
         x, per_axis(kernel_size, dims), stride=per_axis(stride, dims), padding=per_axis(padding, dims)
     )
+    return pooled
+
+
+def max_unpool(x: Tensor, finer: Tensor, step: PerAxis) -> Tensor:
+    """Put each value where ``finer`` is largest in its cell, and zeros elsewhere.
+
+    Args:
+        x: ``(batch, channels, *spatial)``.
+        finer: What max pooling in cells of ``step`` made the size of ``x`` of: as many channels, ``step`` as long.
+        step: Size of a cell, in array order.
+
+    Example:
+        >>> finer = torch.tensor([[[[1.0, 2.0, 8.0, 6.0], [4.0, 3.0, 5.0, 7.0]]]])
+        >>> max_unpool(torch.tensor([[[[10.0, 20.0]]]]), finer, 2)[0, 0]
+        tensor([[ 0.,  0., 20.,  0.],
+                [10.,  0.,  0.,  0.]])
+    """
+    dims = x.dim() - 2
+    cell = per_axis(step, dims)
+    _, index = _MAX_POOL[dims](finer.detach(), cell, stride=cell, return_indices=True)
+    for axis, length in enumerate(cell, start=2):
+        x, index = (maps.repeat_interleave(length, axis) for maps in (x, index))
+    place = torch.arange(math.prod(finer.shape[2:]), device=x.device).view(finer.shape[2:])
+    return torch.where(index == place, x, 0.0)
 
 
 def average_pool(x: Tensor, kernel_size: PerAxis, stride: PerAxis, padding: PerAxis = 0) -> Tensor:
