@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pixvox.assembly import build_datamodule, build_metrics, check_task, complete
 from pixvox.configuration import check_targets, compose, data_overrides, override
 from pixvox.devices import default_device
 from pixvox.errors import ConfigError
+from pixvox.files import finite, whole_file
 from pixvox.inference.procedure import SIZES, Procedure
+from pixvox.metrics.class_table import ClassTable
+from pixvox.metrics.collection import Metrics
 from pixvox.structures import Batch, Segmentation
 from pixvox.training.run_folder import RunFolder, find_run
 
@@ -46,6 +53,47 @@ def evaluate(
         ConfigError: If the data do not suit the model.
         WeightsError: If the model cannot be loaded.
     """
+    return evaluation(run, data, split, overrides, config_dir).scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a model on a split.
+
+    Args:
+        scores: By name.
+        classes: Scores of each class, for class maps.
+        confusion_matrix: Pixels or voxels by true and predicted class, for class maps.
+    """
+
+    scores: dict[str, float]
+    classes: ClassTable | None = None
+    confusion_matrix: Int[np.ndarray, "classes classes"] | None = None
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write ``scores.json``, and of class maps ``per_class.csv`` and ``confusion_matrix.png``; return them."""
+        from pixvox.visualization.confusion_matrix import draw_confusion_matrix
+
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / "scores.json"]
+        with whole_file(paths[0]) as part:
+            part.write_text(json.dumps(finite(self.scores), indent=2) + "\n")
+        if self.classes is not None:
+            paths.append(self.classes.save(folder / "per_class.csv"))
+            if self.confusion_matrix is not None:
+                names, picture = self.classes.class_names, folder / "confusion_matrix.png"
+                paths.append(draw_confusion_matrix(self.confusion_matrix, names, picture))
+        return paths
+
+
+def evaluation(
+    run: str | Path,
+    data: str | Path | None = None,
+    split: str = "val",
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+) -> Evaluation:
+    """Return what ``evaluate`` returns, with the scores of each class; the arguments are its own."""
     model, datamodule, config = prepare(run, data, split, overrides, config_dir)
     metrics = build_metrics(config, datamodule.metadata, model.head)
     procedure = build_procedure(model, config)
@@ -57,7 +105,10 @@ def evaluate(
             raise ConfigError(f"the {split} split has no annotations to score against; give another --split")
         metrics.update(predictions, batch.truths)
     scores = {name: float(value) for name, value in metrics.compute().items()}
-    return {**scores, "images": float(images), "seconds_per_image": seconds / max(1, images)}
+    scores = {**scores, "images": float(images), "seconds_per_image": seconds / max(1, images)}
+    if not isinstance(metrics, Metrics):
+        return Evaluation(scores)
+    return Evaluation(scores, metrics.class_table(), metrics.confusion_matrix())
 
 
 def visualize(

@@ -116,7 +116,18 @@ def test_confusion_matrix_is_in_per_cent_of_the_truth(tmp_path, figures):
     axes = figures[0].axes[0]
     assert [text.get_text() for text in axes.texts] == ["75", "25", "·", "100"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["sky", "road", "tree"]
-    assert draw_confusion_matrix(np.eye(40, dtype=np.int64), (), tmp_path / "many.png").exists()
+    assert np.isnan(axes.images[0].get_array().filled(np.nan)[1]).all()  # no true pixel, no share
+
+
+@pytest.mark.parametrize("count", [3, 21, 150])
+def test_names_of_many_classes_are_large_enough_to_read(tmp_path, figures, count):
+    path = draw_confusion_matrix(np.eye(count, dtype=np.int64), (), tmp_path / "many.png")
+    axes = figures[0].axes[0]
+    labels = axes.get_yticklabels()
+    assert len(labels) == count and labels[0].get_fontsize() > 6
+    line = axes.get_window_extent().height / count  # pixels
+    assert labels[0].get_window_extent().height < 1.2 * line  # they hardly overlap
+    assert path.stat().st_size < 400_000
 
 
 @pytest.mark.parametrize("with_truth", [True, False])
@@ -149,7 +160,7 @@ def test_volumes_and_class_maps_and_nothing_are_drawn(tmp_path, figures):
     draw_predictions([(empty, volume)], tmp_path / "volume.png")
     classes = Segmentation(class_map=torch.tensor([[0, 1, 255]]), class_names=("a", "b"))
     draw_predictions([(classes, classes)], tmp_path / "classes.png")
-    assert [text.get_text() for text in figures[1].legends[0].get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in figures[1].legends[0].get_texts()] == ["a", "b", "ignored"]
     draw_predictions([], tmp_path / "nothing.png")
     assert all((tmp_path / f"{name}.png").exists() for name in ("volume", "classes", "nothing"))
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: validation predictions, curves, precision-recall curves or confusion matrix."""
+"""Pictures of a run: validation predictions, curves, precision-recall curves or confusion matrix, table of classes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pixvox.callbacks.best_score import BestScore
 from pixvox.callbacks.metrics_table import MetricsTable
+from pixvox.metrics.class_table import ClassTable
 from pixvox.signatures import locate
 from pixvox.structures import Batch, Segmentation
 from pixvox.training.run_folder import RunFolder
@@ -49,6 +50,7 @@ class Pictures(pl.Callback):
         self.pairs: list[Pair] = []
         self.curves: list[Any] = []
         self.matrix: tuple[Any, tuple[str, ...]] | None = None
+        self.classes: ClassTable | None = None
         self.least_score = 0.5
         self._running: list[Pair] = []
         self._drawn = time.perf_counter()
@@ -79,9 +81,10 @@ class Pictures(pl.Callback):
         if not trainer.sanity_checking and self.best.improved(trainer):
             self.pairs = self._running
             metrics: Any = getattr(module, "metrics", None)
-            # Both are collectives: every process asks.
+            # All are collectives: every process asks.
             self.curves = list(metrics.curves()) if hasattr(metrics, "curves") else []
             self.matrix = _confusion(metrics)
+            self.classes = metrics.class_table() if hasattr(metrics, "class_table") else None
         if trainer.is_global_zero and time.perf_counter() - self._drawn > self.interval:
             self.draw()
 
@@ -123,6 +126,11 @@ class Pictures(pl.Callback):
             _try("precision_recall.draw_precision_recall", folder / "precision_recall.png", self.curves)
         if self.matrix is not None:
             _try("confusion_matrix.draw_confusion_matrix", folder / "confusion_matrix.png", *self.matrix)
+        if self.classes is not None:
+            try:
+                self.classes.save(folder / "per_class.csv")
+            except OSError as error:
+                log.warning("per_class.csv was not written: %s", error)
         self._drawn = time.perf_counter()
 
 

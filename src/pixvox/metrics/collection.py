@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Int
+
 from pixvox.errors import ConfigError
 from pixvox.metrics.boundary_iou import BoundaryIoU
 from pixvox.metrics.class_table import ClassTable
@@ -92,6 +95,11 @@ class Metrics:
             if isinstance(metric, CocoAveragePrecision | LabelMapScores):
                 return metric.curves()
         return []
+
+    def confusion_matrix(self) -> Int[np.ndarray, "classes classes"] | None:
+        """Return counts of class maps by true and predicted class, None for other tasks; every process must call it."""
+        counting = (metric for metric in self.metrics.values() if isinstance(metric, SemanticScores))
+        return next((metric.confusion_matrix for metric in counting), None)
 
     def class_table(self) -> ClassTable | None:
         """Return the scores of each class of class maps, None for other tasks; every process must call it."""

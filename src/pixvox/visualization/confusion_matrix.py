@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from pixvox.visualization.figure import INK, MUTED, new_figure, save_figure
+from pixvox.visualization.figure import GRID, INK, MUTED, new_figure, save_figure
 
 _MOST_NUMBERS = 20
+_POINTS = 72  # per inch
 
 
 def draw_confusion_matrix(
@@ -21,6 +22,8 @@ def draw_confusion_matrix(
 ) -> Path:
     """Write the share of each true class (row) that was predicted as each class (column), in per cent.
 
+    The row of a class without a true pixel is grey: it has no shares. Names stay legible for hundreds of classes.
+
     Args:
         matrix: Counts, as ``SemanticScores.confusion_matrix`` gives them.
         class_names: Names by class index.
@@ -30,17 +33,28 @@ def draw_confusion_matrix(
     names = list(class_names) or [str(i) for i in range(len(matrix))]
     count = len(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
-    share = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    side = min(max(0.52 * count + 2.2, 4.2), 14)
+    share = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
+    cell = _cell(count)
+    font = min(8.0, 0.8 * cell * _POINTS)
+    margin = 0.6 * font / _POINTS * max(map(len, names)) + 0.9
+    side = max(cell * count + margin, 4.2)
     figure = new_figure(side + 0.8, side)
     axes = figure.add_subplot()
-    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    drawn = axes.imshow(np.ma.masked_invalid(share), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_facecolor(GRID)
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
     axes.set_xlabel("predicted", fontsize=9, color=MUTED)
     axes.set_ylabel("true", fontsize=9, color=MUTED)
-    font = 8 if count <= 30 else 5
     ticks = range(count)
-    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=font, color=INK)
+    axes.set_xticks(
+        ticks,
+        names,
+        rotation=90 if count > _MOST_NUMBERS else 45,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=font,
+        color=INK,
+    )
     axes.set_yticks(ticks, names, fontsize=font, color=INK)
     axes.tick_params(length=0)
     for edge in axes.spines.values():
@@ -58,8 +72,13 @@ def draw_confusion_matrix(
                 fontsize=8,
                 color="white" if value > 0.55 else INK,
             )
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=20 + count // 4)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0, colors=MUTED)
     bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
     return save_figure(figure, path)
+
+
+def _cell(count: int) -> float:
+    """Return the side of a cell in inches: room for its number, or for a line of a name."""
+    return 0.52 if count <= _MOST_NUMBERS else max(0.11, 0.3 - 0.002 * (count - _MOST_NUMBERS))

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pixvox.structures import Segmentation, Size
-from pixvox.visualization.colors import class_colors
+from pixvox.visualization.colors import IGNORE_COLOR, class_colors
 from pixvox.visualization.views import View, drawn_instances, layer_colors, views
 
 if TYPE_CHECKING:
@@ -206,21 +206,24 @@ def add_legend(figure: Figure, segmentations: Sequence[Segmentation], most: int 
 
 
 def legend_patches(segmentations: Sequence[Segmentation]) -> list[Patch]:
-    """Return a coloured patch for each class that class maps show, by class index."""
+    """Return a coloured patch for each class that class maps show, by class index, and one for what is ignored."""
     from matplotlib.patches import Patch
 
     patches: dict[int, Patch] = {}
+    ignored: list[Patch] = []
     for segmentation in segmentations:
         if segmentation.instances is not None or segmentation.class_map is None:
             continue
         labels = torch.unique(segmentation.class_map)
+        if not ignored and bool((labels == segmentation.ignore_index).any()):
+            ignored = [Patch(facecolor=np.array(IGNORE_COLOR) / 255, label="ignored")]
         present = [int(i) for i in labels if i >= 0 and i != segmentation.ignore_index]
         names = segmentation.class_names
         colors, drawn = class_colors(names, max([len(names), *(label + 1 for label in present)]))
         for label in present:
             if drawn[label]:
                 patches[label] = Patch(facecolor=colors[label] / 255, label=class_name(segmentation, label))
-    return [patches[label] for label in sorted(patches)]
+    return [patches[label] for label in sorted(patches)] + ignored
 
 
 def class_name(segmentation: Segmentation, label: int) -> str:
