@@ -275,7 +275,9 @@ class _Composer:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first, second, *_ = [*(line for line in str(error).splitlines() if line.strip()), "", ""]
+    # Hydra's second line tells how to add a group that has no default to be replaced.
+    return f"{first} {second}" if second.startswith("To append") else first or type(error).__name__
 
 
 def _parse(text: str) -> Override:
@@ -309,7 +311,7 @@ def _is_choice(override: Override, composer: _Composer) -> bool:
     for name in choice if isinstance(choice, list) else [choice]:
         if isinstance(name, str) and name not in options and "/" not in name:
             raise ConfigError(f"there is no {group}={name}; {nearest(name, options, 4)} (all: {listed})")
-    return not isinstance(choice, list)
+    return True
 
 
 def _known(override: Override, base: DictConfig) -> str:

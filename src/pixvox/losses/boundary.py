@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixvox.distributed.world import world_mean
+from pixvox.losses.class_factors import class_counts
 from pixvox.structures import IGNORE_INDEX
 
 
@@ -70,8 +71,8 @@ class Boundary(nn.Module):
         ]
         distances = torch.from_numpy(np.stack(maps)).to(logits.device)
         loss = (logits.float().softmax(dim=1)[:, first:] * distances).sum()
-        count = (labels != self.ignore_index).sum() * len(classes)
-        return self.weight * loss / world_mean(count)
+        counts = class_counts(labels, logits.shape[1], self.ignore_index)
+        return self.weight * loss / world_mean(counts.sum() * len(classes))
 
 
 def signed_distances(

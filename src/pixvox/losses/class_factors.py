@@ -92,11 +92,13 @@ def class_counts(
         >>> class_counts(torch.tensor([0, 2, 2, 255]), 3, ignore_index=255).tolist()
         [1, 0, 2]
     """
-    spare = torch.where(labels == ignore_index, num_classes, labels).flatten()
-    counts = torch.bincount(spare, minlength=num_classes + 1)
+    # What is ignored comes first, so that a label beyond the classes makes the counts longer.
+    counts = torch.bincount(
+        torch.where(labels == ignore_index, 0, labels + 1).flatten(), minlength=num_classes + 1
+    )
     if len(counts) > num_classes + 1:
         raise ValueError(
-            f"there is a label {len(counts) - 1}, but {num_classes} classes are predicted: labels are 0 to "
+            f"there is a label {len(counts) - 2}, but {num_classes} classes are predicted: labels are 0 to "
             f"{num_classes - 1}, and {ignore_index} for what is left out"
         )
-    return counts[:num_classes]
+    return counts[1:]

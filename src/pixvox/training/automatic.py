@@ -31,6 +31,7 @@ from pixvox.data.suggestions import (
 from pixvox.data.transforms.crop import axis_lengths
 from pixvox.errors import ConfigError
 from pixvox.signatures import locate
+from pixvox.training.class_weights import leave_words_out
 
 if TYPE_CHECKING:
     from pixvox.data.datamodule import DataModule
@@ -248,6 +249,7 @@ def _measured(config: DictConfig, datamodule: DataModule, size: Sequence[int]) -
     small = config.copy()
     with open_dict(small):
         small.backbone = _without_weights(config.backbone)
+    leave_words_out(small)
     try:
         segmenter = build_segmenter(small, datamodule.metadata)
         one = DataModule(

@@ -37,6 +37,7 @@ from pixvox.distributed.launch import (
 from pixvox.distributed.strategies import check_support
 from pixvox.distributed.world import process_rank, world_size
 from pixvox.errors import ConfigError, TrainingError
+from pixvox.training.class_weights import PIXELS_FILE, resolve_class_weights
 from pixvox.training.held_out import check_test_split, score_best
 from pixvox.training.run_folder import RunFolder, environment, find_run, readable_checkpoint
 from pixvox.weights.transfer import transfer
@@ -211,6 +212,7 @@ def _train_here(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_datamodule(config)
     complete(config, datamodule.metadata)
+    counted = resolve_class_weights(config, datamodule, run)
     segmenter = build_segmenter(config, datamodule.metadata)
     transferred = transfer(segmenter, config.weights) if config.weights and run is None else None
     datamodule.size_divisor = segmenter.size_divisor
@@ -245,6 +247,8 @@ def _train_here(
                     log.info("weights of %s: %s", config.weights, transferred)
                 if suggestions is not None:
                     suggestions.write(run)
+                if counted is not None:
+                    run.write_json(run.path / PIXELS_FILE, counted)
             _fit(trainer, method, datamodule, run, checkpoint, config, interruption)
             if config.test:
                 score_best(trainer, method, datamodule, run)
