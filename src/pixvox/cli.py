@@ -281,30 +281,46 @@ def evaluate(
     overrides: Overrides = None,
     data: DataPath = None,
     split: Annotated[Split, typer.Option("--split", help="Part of the dataset.")] = Split.val,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Also write scores.json, and of classes per_class.csv and a figure."
+        ),
+    ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Score a trained model, by default on the data of its run."""
-    from pixvox.evaluation import evaluate as run_evaluation
+    from pixvox.evaluation import evaluation
 
-    scores = run_evaluation(
+    found = evaluation(
         run, data=data, split=split.value, overrides=list(overrides or ()), config_dir=config_dir
     )
+    files = found.save(out) if out is not None else []
     if as_json:
-        print_json({"run": str(run), "split": split.value, "metrics": scores})
-    else:
-        print_table(
-            f"{run}, {split.value}",
-            ("score", "value"),
-            [(name, f"{value:.4f}") for name, value in scores.items()],
-        )
+        facts = {"run": str(run), "split": split.value, "metrics": found.scores}
+        print_json({**facts, **({"files": [str(path) for path in files]} if files else {})})
+        return
+    # What the table of classes shows needs no rows of its own.
+    rows = [(name, value) for name, value in found.scores.items() if not (found.classes and "/" in name)]
+    print_table(f"{run}, {split.value}", ("score", "value"), [(name, f"{value:.4f}") for name, value in rows])
+    if found.classes is not None:
+        print_table("classes", found.classes.header, found.classes.cells())
+    for path in files:
+        typer.echo(str(path))
 
 
 @app.command()
 def predict(
     run: RunPath,
-    inputs: Annotated[list[Path], typer.Argument(help="Images, volumes or folders of them.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUTS... [inference.KEY=VALUE]...",
+            help="Images, volumes, folders of them, videos; and options such as inference.tile_size=512.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("results"),
     threshold: Annotated[
         float | None,
@@ -339,14 +355,17 @@ def predict(
             help="Write what the model is sure of as a dataset to train on: images beside labels.",
         ),
     ] = False,
+    video_labels: Annotated[
+        bool, typer.Option("--video-labels", help="Also write the label map of every frame of videos.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Segment images or volumes: label map, COCO file or table, and overlay for each.
+    """Segment images or volumes: label map, COCO file or table, and overlay for each; of videos an overlay.
 
     Images that cannot be read are left out and listed at the end, with exit code 2.
     """
-    from pixvox.prediction import predict_files, predict_labels
+    from pixvox.prediction import inference_options, predict_files, predict_labels
 
     options = {
         "background": background, "invert": invert, "closing": closing, "max_hole": max_hole, "feather": feather,
@@ -355,12 +374,13 @@ def predict(
         raise ConfigError("--background, --invert, --closing, --max-hole and --feather need --cut-out CLASS")
     if as_labels and cut_out is not None:
         raise ConfigError("--as-labels writes a dataset, --cut-out pictures; give one of them")
+    inputs, inference = inference_options(inputs)
     least = 0.7 if threshold is None else threshold
     cut = None if cut_out is None else {"of": cut_out, "score_threshold": least, **options}
     rows = (
-        predict_labels(run, inputs, out, threshold)
+        predict_labels(run, inputs, out, threshold, **inference)
         if as_labels
-        else predict_files(run, inputs, out, cut, score_threshold=threshold)
+        else predict_files(run, inputs, out, cut, video_labels, score_threshold=threshold, **inference)
     )
     if as_json:
         print_json({"run": str(run), "out": str(out), "results": rows})

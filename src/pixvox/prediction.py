@@ -11,7 +11,7 @@ import torch
 
 from pixvox.data.images import list_images, suffix_of
 from pixvox.devices import default_device
-from pixvox.errors import DataError
+from pixvox.errors import ConfigError, DataError
 from pixvox.structures import Segmentation
 
 log = logging.getLogger("pixvox")
@@ -22,15 +22,17 @@ def predict_files(
     inputs: Sequence[str | Path],
     out: str | Path,
     cut_out: Mapping[str, Any] | None = None,
+    video_labels: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Segment images, volumes and folders; write label map, COCO file, table and overlay of each.
+    """Segment images, volumes, videos and folders of images; write label map, COCO file, table and overlay of each.
 
     Args:
         run: A run folder or checkpoint.
-        inputs: Files and folders.
+        inputs: Files and folders; of a video an overlay is written, see ``pixvox.inference.video``.
         out: Folder for the results.
         cut_out: Arguments of ``pixvox.inference.cutout.cut_out``, which adds ``NAME_cutout.png``.
+        video_labels: Write also the label map of each frame of a video.
         **options: Those of ``pixvox.inference.predictor.Predictor``, such as ``score_threshold``.
 
     Returns:
@@ -43,9 +45,12 @@ def predict_files(
     from pixvox.inference.cutout import prepare
     from pixvox.inference.predictor import Predictor
     from pixvox.inference.results import result_name, save
+    from pixvox.inference.video import is_video, segment_video
     from pixvox.weights import load
 
     _check_inputs(inputs)
+    if cut_out is not None and any(map(is_video, inputs)):
+        raise DataError("cut-outs are made of images; leave out the videos, or --cut-out")
     if Path(out).exists() and not Path(out).is_dir():
         raise DataError(f"{out} is a file; --out takes a folder for the results")
     model = load(run).to(default_device())
@@ -56,6 +61,9 @@ def predict_files(
     names: set[str] = set()
     for path in (file for given in inputs for file in _files(Path(given))):
         try:
+            if is_video(path):
+                rows.append(segment_video(predictor, path, out, _new_name(path.stem, names), video_labels))
+                continue
             for result in predictor.stream(str(path)):
                 name = _new_name(result_name(result), names)
                 files = save(result, out, name)
@@ -123,6 +131,37 @@ def predict_labels(
                 "--threshold"
             )
     return rows
+
+
+def inference_options(arguments: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
+    """Tell files and folders from options such as ``inference.tile_size=512``; what exists is a file.
+
+    Args:
+        arguments: Of the command line.
+
+    Returns:
+        The files and folders, and the options of ``pixvox.inference.predictor.Predictor``.
+
+    Raises:
+        ConfigError: If there is no such option, its value has another form, or there is nothing to segment.
+    """
+    from omegaconf import OmegaConf
+
+    from pixvox.configuration import compose
+    from pixvox.inference.procedure import merged
+
+    options = [str(each) for each in arguments if _is_option(each)]
+    files = [each for each in arguments if not _is_option(each)]
+    if not options:
+        return files, {}
+    if not files:
+        raise ConfigError(f"{options[0]} is an option; give the images, folders or videos to segment, too")
+    given = OmegaConf.to_container(compose("predict", options).inference, resolve=True)
+    return files, merged({}, given if isinstance(given, Mapping) else {})
+
+
+def _is_option(argument: Path) -> bool:
+    return str(argument).startswith("inference.") and "=" in str(argument) and not argument.exists()
 
 
 def _check_inputs(inputs: Sequence[str | Path]) -> None:

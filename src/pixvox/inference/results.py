@@ -190,7 +190,7 @@ def save(segmentation: Segmentation, folder: str | Path, name: str | None = None
         segmentation.instances is not None and segmentation.instances.masks is not None
     )
     if has_labels:
-        files.append(_save_labels(segmentation, folder, name))
+        files.append(save_labels(segmentation, folder, f"{name}_labels"))
     files.append(folder / f"{name}_table.csv")
     rows = table(segmentation)
     with whole_file(files[-1]) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -223,15 +223,21 @@ def _coco_document(segmentation: Segmentation) -> dict[str, Any]:
     }
 
 
-def _save_labels(segmentation: Segmentation, folder: Path, name: str) -> Path:
-    """Write the label map in the smallest of the usual types that holds every id: ids never wrap."""
+def save_labels(segmentation: Segmentation, folder: Path, name: str) -> Path:
+    """Write the label map in the smallest of the usual types that holds every id: ids never wrap.
+
+    Args:
+        segmentation: Objects or a class map.
+        folder: Where to write.
+        name: Of the file, without ``.png`` or ``.ome.tif``.
+    """
     labels = segmentation.label_map().cpu().numpy()
     semantic = segmentation.instances is None or segmentation.instances.masks is None
     labels = labels.astype(smallest_type(labels, at_least_16_bit=not semantic))
     if labels.ndim == 2 and labels.dtype != np.uint32:
         from PIL import Image
 
-        path = folder / f"{name}_labels.png"
+        path = folder / f"{name}.png"
         picture = Image.fromarray(labels)
         if labels.dtype == np.uint8:
             from pixvox.visualization.colors import IGNORE_COLOR, palette
@@ -246,7 +252,7 @@ def _save_labels(segmentation: Segmentation, folder: Path, name: str) -> Path:
         return path
     import tifffile
 
-    path = folder / f"{name}_labels.ome.tif"
+    path = folder / f"{name}.ome.tif"
     metadata: dict[str, Any] = {"axes": "ZYX"[-labels.ndim :]}
     spacing, unit = _spacing(segmentation)
     if spacing is not None:
