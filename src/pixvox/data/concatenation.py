@@ -61,8 +61,8 @@ class Concatenation(Dataset):
         # What has no annotations has no say in the classes.
         speak = [len(part.unlabelled_indices()) < len(part) for part in parts]
         voices = [place for place, speaks in enumerate(speak) if speaks] or [0]
+        renamed = [new_names(parts[place].metadata, mapping.get(names[place], {})) for place in voices]
         if class_names is None:
-            renamed = [new_names(parts[place].metadata, mapping.get(names[place], {})) for place in voices]
             class_names = list(dict.fromkeys(name for some in renamed for name in some if name is not None))
         self.datasets: list[Dataset] = [
             Relabelled(part, class_names, mapping.get(name))
@@ -70,7 +70,8 @@ class Concatenation(Dataset):
             else part
             for place, (name, part) in enumerate(zip(names, parts, strict=True))
         ]
-        self.metadata = _joined([part.metadata for part in self.datasets], voices)
+        common = _joined([part.metadata for part in self.datasets], voices)
+        self.metadata = _with_known_classes(common, [parts[place].metadata for place in voices], renamed)
         self.ends = np.cumsum([len(dataset) for dataset in self.datasets]).tolist()
 
     def __len__(self) -> int:
@@ -118,6 +119,29 @@ def _joined(parts: Sequence[Metadata], voices: Sequence[int]) -> Metadata:
     first = parts[voices[0]]
     names = dict.fromkeys(part.name for part in parts if part.name)
     return replace(first, spacing=first.spacing if len(spacings) == 1 else None, name="+".join(names))
+
+
+def _with_known_classes(
+    common: Metadata, parts: Sequence[Metadata], renamed: Sequence[Sequence[str | None]]
+) -> Metadata:
+    """Return the common metadata with what any of the datasets knows of a class: colour, thing, partner in a mirror."""
+    ends = np.cumsum([0, *(part.num_classes for part in parts)]).tolist()
+    colors = [color for part in parts for color in part.colors or ()]
+    things = [thing for part in parts for thing in part.is_thing or (True,) * part.num_classes]
+    every = replace(
+        common,
+        class_names=tuple(name for part in parts for name in part.class_names),
+        colors=tuple(colors) if len(colors) == ends[-1] else None,
+        is_thing=tuple(things) if any(part.is_thing is not None for part in parts) else None,
+        flip_pairs=tuple(
+            (one + start, other + start)
+            for start, part in zip(ends, parts, strict=False)
+            for one, other in part.flip_pairs
+        ),
+    )
+    labels = {name: label for label, name in enumerate(common.class_names)}
+    table = [-1 if name is None else labels[name] for names in renamed for name in names]
+    return every.with_classes(common.class_names, table)
 
 
 def _check_alike(names: Sequence[str], parts: Sequence[Dataset]) -> None:

@@ -17,6 +17,9 @@ from pixvox.signatures import nearest
 OBJECT = "object"
 """The one class of class-agnostic instances."""
 
+REST = "*"
+"""In a mapping: every class that is not listed."""
+
 BACKGROUND = "background"
 """The class of semantic data that stays apart when all others become ``object``."""
 
@@ -31,7 +34,8 @@ class Relabelled(Dataset):
         dataset: What is seen with other classes.
         class_names: Names of the new label space, by class index; by default the new names of the dataset's
             classes, each once, in the dataset's order.
-        mapping: New name by old name; None ignores a class. Classes that are not listed keep their names.
+        mapping: New name by old name; None ignores a class. Classes that are not listed keep their names, unless
+            ``"*"`` says what becomes of them.
 
     Raises:
         DataError: If the mapping names a class that the dataset does not have, or a new name is not in
@@ -62,9 +66,10 @@ class Relabelled(Dataset):
                 f"{old.name or 'the dataset'}: the class {strange[0]!r} is none of the classes "
                 f"{', '.join(names)}; map it to one of them, or to null to ignore it"
             )
-        self.metadata = replace(old, class_names=names)
         # -1 stands for None: ignored.
-        self.table = torch.tensor([names.index(name) if name is not None else -1 for name in renamed])
+        table = [names.index(name) if name is not None else -1 for name in renamed]
+        self.metadata = old.with_classes(names, table)
+        self.table = torch.tensor(table)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -130,18 +135,18 @@ def class_agnostic(dataset: Dataset) -> Relabelled:
 
 
 def new_names(metadata: Metadata, mapping: Mapping[str, str | None]) -> list[str | None]:
-    """Return the new name of each class of a dataset, None for the ignored.
+    """Return the new name of each class of a dataset, None for the ignored; ``"*"`` names the rest.
 
     Raises:
         DataError: If ``mapping`` names a class that there is not.
     """
     for name in mapping:
-        if name not in metadata.class_names:
+        if name not in metadata.class_names and name != REST:
             raise DataError(
                 f"{metadata.name or 'the dataset'} has no class {name!r} to map; "
                 f"{nearest(name, metadata.class_names)}"
             )
-    return [mapping.get(name, name) for name in metadata.class_names]
+    return [mapping.get(name, mapping.get(REST, name)) for name in metadata.class_names]
 
 
 def _each_once(names: Sequence[str | None]) -> list[str]:

@@ -39,6 +39,7 @@ class Sample:
         intensity_range: Low and high percentile of each channel of the **full** image, kept by crops.
         original_size: Size of the frame that results are given in; the size of ``image`` when None.
         ignore_index: Label of ``class_map`` that is neither learned nor scored.
+        flip_pairs: Pairs of classes that change places in a mirror; ``read_sample`` takes them from the metadata.
         hidden: What is known of an unlabelled image, for scores alone; nothing may learn from it, or look at it to
             choose a patch.
         inside: Of an unlabelled image, False where a geometric step filled in what the image does not show; None
@@ -68,6 +69,7 @@ class Sample:
     intensity_range: Float[Tensor, "channels 2"] | None = None
     original_size: Size | None = None
     ignore_index: int = IGNORE_INDEX
+    flip_pairs: tuple[tuple[int, int], ...] = ()
     hidden: Sample | None = field(default=None, repr=False)
     inside: Bool[Tensor, "*spatial"] | None = field(default=None, repr=False)
     views: tuple[Float[Tensor, "channels *spatial"], ...] = ()
@@ -109,6 +111,26 @@ class Sample:
         if class_map is not None:
             class_map = maps(class_map[None], self.ignore_index)[0]
         return maps(self.layers, 0) if self.layers is not None else None, class_map
+
+    def mirrored_classes(self) -> Sample:
+        """Return the sample with the classes of each of ``flip_pairs`` exchanged, as a mirror shows them."""
+        if not self.flip_pairs:
+            return self
+        return replace(
+            self,
+            labels=None if self.labels is None else self._exchanged(self.labels),
+            class_map=None if self.class_map is None else self._exchanged(self.class_map),
+            hidden=None
+            if self.hidden is None
+            else replace(self.hidden, flip_pairs=self.flip_pairs).mirrored_classes(),
+        )
+
+    def _exchanged(self, labels: Tensor) -> Tensor:
+        exchanged = labels.clone()
+        for one, other in self.flip_pairs:
+            exchanged[labels == one] = other
+            exchanged[labels == other] = one
+        return exchanged
 
     def unlabelled(self) -> Sample:
         """Return the image with its annotations hidden."""

@@ -156,7 +156,7 @@ def read_sample(dataset: Dataset, index: int) -> Sample:
         DataError: If it cannot be read, or its labels are not those of the dataset.
     """
     try:
-        sample = replace(dataset[index], index=index)
+        sample = replace(dataset[index], index=index, flip_pairs=dataset.metadata.flip_pairs)
         _check_labels(sample, dataset.metadata)
         return sample
     except DataError as error:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int, UInt8
 
+from pixvox.data.label_space import label_space_of
+
 IGNORE_COLOR = (150, 150, 150)
 """Grey that the palette never holds, for what is not scored."""
 
@@ -54,12 +56,23 @@ def instance_colors(boxes: Float[np.ndarray, "n sides"], margin: float = 3.0) ->
 def class_colors(
     class_names: Sequence[str], count: int
 ) -> tuple[UInt8[np.ndarray, "classes 3"], npt.NDArray[np.bool_]]:
-    """Return a colour per class, and which classes are drawn: a background class stays see-through."""
+    """Return a colour per class, and which classes are drawn: a background class stays see-through.
+
+    The classes of a public dataset, all of them, have the colours that are usual for it.
+
+    Example:
+        >>> cityscapes = ["flat", "construction", "object", "nature", "sky", "human", "vehicle"]
+        >>> class_colors(cityscapes, 7)[0][0].tolist()
+        [128, 64, 128]
+    """
     names = list(class_names) + [""] * (count - len(class_names))
     drawn = np.array(
         [name.lower().strip("_") not in ("background", "bg") for name in names[:count]], dtype=bool
     )
-    return palette(count), drawn
+    colors, known = palette(count), label_space_of(tuple(class_names))
+    if known is not None:
+        colors[: known.num_classes] = np.array(known.colors[:count], dtype=np.uint8)
+    return colors, drawn
 
 
 def color_table(colors: UInt8[np.ndarray, "n 3"], largest: int) -> Int[np.ndarray, "entries 3"]:

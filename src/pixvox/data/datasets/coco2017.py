@@ -13,6 +13,7 @@ from pixvox.data.datasets.label_folder import LabelFolder
 from pixvox.data.download import RemoteFile, locked
 from pixvox.data.download import download as fetched
 from pixvox.data.images import MAX_PIXELS
+from pixvox.data.roots import download_root
 from pixvox.errors import DataError
 
 BASE_URLS = ("https://s3.amazonaws.com/images.cocodataset.org", "http://images.cocodataset.org")
@@ -28,7 +29,7 @@ ARCHIVES = {
 
 
 def coco2017(
-    root: str | Path = "datasets/coco2017",
+    root: str | Path | None = None,
     split: Literal["train", "val", "test", "unlabelled"] = "train",
     download: bool = True,
     unlabelled_from: Literal["unlabeled2017", "test2017"] = "unlabeled2017",
@@ -46,7 +47,8 @@ def coco2017(
 
     Args:
         root: Folder of the dataset: ``annotations/``, ``train2017/`` and so on, here or below ``images/``.
-            What is there is used and not downloaded.
+            What is there is used and not downloaded. None takes that of ``datasets.toml``, or ``coco2017``
+            below the folder of ``PIXVOX_DATA`` or below ``datasets/``.
         split: ``"train"`` (118,287 images), ``"val"`` (5,000), ``"test"`` or ``"unlabelled"``; the last two
             have no public annotations.
         download: Fetch what is missing; otherwise it is an error.
@@ -62,7 +64,7 @@ def coco2017(
     Raises:
         DataError: If something is missing and cannot be fetched.
     """
-    root = Path(root)
+    root = download_root("coco2017", root)
     if split not in ("train", "val", "test", "unlabelled"):
         raise DataError(f"split must be train, val, test or unlabelled, got {split!r}")
 

@@ -17,6 +17,7 @@ from pixvox.data.images import MAX_PIXELS, Channels, list_images, read_label_map
 from pixvox.data.metadata import Metadata, Task
 from pixvox.data.sample import Sample, renumber
 from pixvox.errors import DataError
+from pixvox.structures import Size
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +132,7 @@ class LabelFolder(Dataset):
         label_map, missing = read_label_map(
             label, reader.spatial_dims, reader.max_pixels, reader.allow_missing_chunks
         )
-        if label_map.shape != sample.size:
-            raise DataError(
-                f"{image} has the size {_by(sample.size)}, its label map {label} {_by(label_map.shape)}; "
-                f"one of them is cut off, resized or of another image"
-            )
+        check_same_size(image, sample.size, label, label_map.shape)
         if missing is not None:
             unknown = torch.from_numpy(missing)
             invalid = unknown if invalid is None else invalid | unknown
@@ -180,6 +177,19 @@ def _with_instances(sample: Sample, label_map: np.ndarray, file: Path, invalid: 
         layers = torch.cat([layers, (invalid * (count + 1)).to(layers.dtype)[None]])
         ignore[-1] = True
     return replace(sample, layers=layers, labels=torch.zeros(len(ignore), dtype=torch.int64), ignore=ignore)
+
+
+def check_same_size(image: Path, size: Size, label: Path, label_size: Size) -> None:
+    """Refuse a label map of another size than its image.
+
+    Raises:
+        DataError: If they differ.
+    """
+    if size != label_size:
+        raise DataError(
+            f"{image} has the size {_by(size)}, its label map {label} {_by(label_size)}; "
+            f"one of them is cut off, resized or of another image"
+        )
 
 
 def pair_files(images: Path, labels: Path | None) -> list[tuple[Path, Path | None]]:

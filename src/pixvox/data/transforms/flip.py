@@ -13,6 +13,9 @@ from pixvox.data.transforms.compose import Transform, happens
 class RandomFlip(Transform):
     """Mirror along each of the axes independently.
 
+    A mirror makes a left arm a right one, and a second mirror, being a turn together with the first, makes it a left
+    one again: with an odd number of axes the classes of ``Sample.flip_pairs`` change places.
+
     Args:
         axes: Axes in array order; negative counts from the last, so -1 is left-right in 2-D and 3-D. All
             when None.
@@ -32,4 +35,5 @@ class RandomFlip(Transform):
         flipped = [1 + axis for axis in axes if happens(generator, self.probability)]
         if not flipped:
             return sample
-        return sample.remap(lambda image: image.flip(flipped), lambda maps, fill: maps.flip(flipped))
+        moved = sample.remap(lambda image: image.flip(flipped), lambda maps, fill: maps.flip(flipped))
+        return moved.mirrored_classes() if len(flipped) % 2 else moved
