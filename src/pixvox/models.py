@@ -16,7 +16,7 @@ from pixvox.signatures import locate
 
 def create_model(
     head: str = "maskrcnn",
-    backbone: str = "resnet50",
+    backbone: str | None = None,
     num_classes: int = 1,
     spatial_dims: int = 2,
     in_channels: int = 3,
@@ -31,7 +31,8 @@ def create_model(
 
     Args:
         head: A name of ``list_heads()``.
-        backbone: A name of ``list_backbones()``.
+        backbone: A name of ``list_backbones()``; by default the one that the head's configuration names, else
+            ``"resnet50"``.
         num_classes: Classes of the data (for instance heads without a background).
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Channels of the images.
@@ -51,7 +52,8 @@ def create_model(
         >>> model.task, model.spatial_dims
         ('semantic', 3)
     """
-    chosen = [f"head={head}", f"backbone={backbone}"]
+    chosen = [f"head={head}"]
+    chosen += [f"backbone={backbone}"] if backbone else []
     chosen += [f"neck={neck}"] if neck else []
     chosen += [f"normalizer={normalizer}"]
     plain = {

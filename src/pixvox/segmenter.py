@@ -16,6 +16,7 @@ from pixvox.heads.head import Head, Outputs
 from pixvox.layers import pad_to_multiple
 from pixvox.necks.neck import Neck, NoNeck
 from pixvox.normalizer import Normalizer, PercentileNormalizer
+from pixvox.signatures import locate
 from pixvox.structures import Batch, Features, Geometry, Segmentation, Targets
 
 PARTS = ("backbone", "neck", "head", "normalizer")
@@ -36,8 +37,8 @@ class Segmenter(nn.Module):
         class_names: Names by class index.
 
     Raises:
-        ConfigError: If the parts are for different ``spatial_dims``, or there are not as many names as
-            classes.
+        ConfigError: If the parts are for different ``spatial_dims`` or ``branches``, or there are not as many names
+            as classes.
 
     Example:
         >>> from pixvox.backbones.simple import Simple
@@ -63,6 +64,7 @@ class Segmenter(nn.Module):
                 f"the backbone is for spatial_dims={backbone.spatial_dims}, the head for {head.spatial_dims}; "
                 "build both with one spatial_dims"
             )
+        _check_branches(type(backbone), type(head))
         if class_names and len(class_names) != head.num_classes:
             raise ConfigError(
                 f"{len(class_names)} class names for {head.num_classes} classes: {list(class_names)}"
@@ -225,6 +227,7 @@ class Segmenter(nn.Module):
             ConfigError: If a part cannot be built from its arguments.
         """
         backbone = _instantiate("backbone", config["backbone"])
+        _check_branches(type(backbone), locate(config["head"]["_target_"]))
         neck = _instantiate("neck", config["neck"], in_channels=backbone.channels, strides=backbone.strides)
         head = _instantiate("head", config["head"], in_channels=neck.channels, strides=neck.strides)
         normalizer = _instantiate("normalizer", config["normalizer"])
@@ -239,6 +242,22 @@ class Segmenter(nn.Module):
                 f"this model takes images (batch, channels, {axes}) with {self.in_channels} channels, "
                 f"got {tuple(images.shape)}"
             )
+
+
+def _check_branches(backbone: Any, head: Any) -> None:
+    """Refuse a head for the branches of one network over another one, and the other way round."""
+    given, wanted = backbone.branches, getattr(head, "branches", ())
+    if given == wanted:
+        return
+    if wanted:
+        raise ConfigError(
+            f"{head.__name__} takes the branches {', '.join(wanted)}, which {backbone.__name__} does not give; leave "
+            f"backbone= out, or choose backbone={head.__module__.rpartition('.')[2]}"
+        )
+    raise ConfigError(
+        f"{backbone.__name__} gives the branches {', '.join(given)}, no pyramid, to its own head alone, not to "
+        f"{getattr(head, '__name__', head)}; choose another backbone"
+    )
 
 
 def _instantiate(part: str, config: Mapping[str, Any], **asked: Any) -> Any:

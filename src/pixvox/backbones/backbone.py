@@ -27,6 +27,9 @@ class Backbone(nn.Module, ABC):
     """
 
     supported_dims: ClassVar[tuple[int, ...]] = (2, 3)
+    branches: ClassVar[tuple[str, ...]] = ()
+    """Names of the levels where they are branches of one network rather than a pyramid: only a head that names the same
+    ones takes them."""
 
     def __init__(
         self, spatial_dims: int, in_channels: int, channels: Sequence[int], strides: Sequence[Sequence[int]]

@@ -40,6 +40,8 @@ class Head(nn.Module, ABC):
     tasks: ClassVar[tuple[str, ...]] = ()
     """What the argument ``task`` may be, for heads that have one; no such argument when empty."""
     supported_dims: ClassVar[tuple[int, ...]] = (2, 3)
+    branches: ClassVar[tuple[str, ...]] = ()
+    """Names of the levels, for a head that takes those of one backbone, which are no pyramid; see ``Backbone``."""
     gives_probabilities: bool = False
     """Set it to have ``probabilities`` of classes in semantic results, for a student to learn from; they take a map per
     class."""
