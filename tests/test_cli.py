@@ -131,14 +131,20 @@ def test_train_prints_one_object_last(tmp_path, capsys):
     assert "mIoU" in found["metrics"]
 
 
-def test_evaluation_repeats_the_scores_of_the_best_epoch(folder, capsys):
+def test_evaluation_repeats_the_scores_of_the_best_epoch(folder, tmp_path, capsys):
     assert run(["evaluate", str(folder), "--json"]) == 0
     found = last_object(capsys)
     best = json.loads((folder / "summary.json").read_text())["best"]
     assert found["metrics"]["mIoU"] == pytest.approx(best["mIoU"], abs=1e-6)
     assert found["metrics"]["images"] == 2
-    assert run(["evaluate", str(folder), "--split", "train"]) == 0
-    assert "mIoU" in capsys.readouterr().out
+    options = ["--split", "train", "metrics.boundary_iou=true", "--out", str(tmp_path / "scores")]
+    assert run(["evaluate", str(folder), *options]) == 0
+    said = capsys.readouterr().out
+    assert "mIoU" in said and "recall" in said and "boundary IoU" in said
+    assert "IoU/" not in said  # the table of classes shows them
+    for name in ("scores.json", "per_class.csv", "confusion_matrix.png"):
+        assert (tmp_path / "scores" / name).is_file(), name
+    assert (folder / "per_class.csv").read_text().startswith("class,IoU,Dice,precision,recall,share")
 
 
 def test_evaluation_takes_other_data(folder, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +124,70 @@ def benchmark_matrix(
             ", ".join(f"{count} {status}" for status, count in counts.items()) + f"; see {out / 'matrix.md'}"
         )
     if counts["failed"]:
+        raise typer.Exit(1)
+
+
+@benchmark_app.command("models")
+def benchmark_models(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... [KEY=VALUE]...",
+            help="Run folders, checkpoints, or HEAD_BACKBONE such as fcn_resnet50 for models that have not learned; "
+            "and overrides of their evaluation.",
+        ),
+    ],
+    data: DataPath = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Part of the dataset to score: train, val, test.")
+    ] = "val",
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Also score with five sizes of each image, each also mirrored.")
+    ] = False,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            "--image-size", help="Side, or one per axis as in 512,1024.", show_default="512, of volumes 96"
+        ),
+    ] = None,
+    num_classes: Annotated[
+        int, typer.Option("--num-classes", min=1, help="Classes of models that have not learned.")
+    ] = 21,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes whose median counts.")] = 10,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of a prediction.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of models.csv and models.md.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models: scores, parameters, multiply-adds, and memory and time of predicting one image.
+
+    Scores are those that runs have kept of their best epoch, or new ones where --data, --split or overrides ask for
+    them. Exit code 1 tells that a model could not be measured.
+    """
+    from pixvox.benchmark.models import ModelTable, Score, check_names, measure_all
+
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f"--split {split}: write train, val or test")
+    names = [word for word in models if "=" not in word or Path(word).exists()]
+    overrides = tuple(word for word in models if word not in names)
+    check_names(names)
+    size = None if image_size is None else _lengths(image_size)
+    rows = []
+    for row in measure_all(names, size, repeats, num_classes, Score(data, split, overrides, tta), threads):
+        rows.append(row)
+        typer.echo(f"{len(rows)}/{len(names)} {row.name}{f': {row.error}' if row.error else ''}", err=True)
+    table = ModelTable(rows)
+    files = table.save(out) if out is not None else []
+    if as_json:
+        print_json({"models": [asdict(row) for row in rows], "files": [str(path) for path in files]})
+    else:
+        header, lines = table.table()
+        sizes = sorted({" x ".join(map(str, row.image_size)) for row in rows if row.image_size})
+        devices = sorted({row.device for row in rows if row.device})
+        print_table(f"one image of {', '.join(sizes)}; {', '.join(devices)}", header, lines)
+        for path in files:
+            typer.echo(str(path))
+    if any(row.error for row in rows):
         raise typer.Exit(1)
 
 

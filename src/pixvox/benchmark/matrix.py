@@ -8,10 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pixvox.benchmark.processes import context_with, run_alone
 from pixvox.errors import ConfigError
 from pixvox.models import create_model, list_backbones, list_heads
 from pixvox.structures import Instances, Segmentation
@@ -176,10 +176,7 @@ def check_all(cells: Sequence[Cell], jobs: int = 1, threads: int = 1) -> Iterato
         jobs: Processes at a time.
         threads: Threads of torch in each.
     """
-    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    context = get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["pixvox.benchmark.matrix", "pixvox.weights", "timm"])
+    context = context_with(["pixvox.benchmark.matrix", "pixvox.weights", "timm"])
     pool = ThreadPoolExecutor(jobs)
     try:
         for done in as_completed([pool.submit(_check_alone, cell, threads, context) for cell in cells]):
@@ -189,12 +186,10 @@ def check_all(cells: Sequence[Cell], jobs: int = 1, threads: int = 1) -> Iterato
 
 
 def _check_alone(cell: Cell, threads: int, context: BaseContext) -> Cell:
-    """Check a cell in a process of its own: its peak of memory is its own, and if it is killed the others go on."""
-    with ProcessPoolExecutor(1, context) as pool:
-        try:
-            return pool.submit(_check_here, cell, threads).result()
-        except BrokenProcessPool as error:  # killed, most likely for its memory
-            return replace(cell, status="failed", reason=f"its process ended: {error}")
+    try:
+        return run_alone(context, _check_here, cell, threads)
+    except BrokenProcessPool as error:  # killed, most likely for its memory
+        return replace(cell, status="failed", reason=f"its process ended: {error}")
 
 
 def _check_here(cell: Cell, threads: int) -> Cell:
