@@ -25,6 +25,13 @@ SMALL = {
     },
     "solo": _LOCATIONS,
     "decoupled_solo": _LOCATIONS,
+    "deeplabv3": {"channels": 8, "aux_level": -2},
+    "deeplabv3plus": {"channels": 8, "low_channels": 8},
+    "lraspp": {"channels": 8},
+    "pspnet": {"channels": 8, "aux_level": -2},
+    "upernet": {"channels": 8, "aux_level": -2, "aux_channels": 8},
+    "segformer": {"channels": 8},
+    "unet": {"convs": 1},
     "solov2": {**_LOCATIONS, "mask_channels": 16, "kernel_channels": 16},
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pixvox.heads.semantic_head import classifier
+from pixvox.heads.semantic_head import classifier, level_index
 from pixvox.structures import Features
 
 
@@ -39,11 +39,7 @@ class AuxiliaryClassifier(nn.Sequential):
         dropout: float = 0.1,
         norm: str = "batch",
     ) -> None:
-        count = len(in_channels)
-        if not -count <= level < count:
-            raise ValueError(
-                f"aux_level={level}: there are {count} levels, 0 to {count - 1} or -{count} to -1"
-            )
+        level = level_index(level, len(in_channels), "aux_level")
         hidden = hidden_channels or max(in_channels[level] // 4, num_classes)
         super().__init__(*classifier(spatial_dims, in_channels[level], hidden, num_classes, dropout, norm))
         self.level = level

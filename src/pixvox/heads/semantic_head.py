@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -100,8 +101,12 @@ class SemanticHead(Head):
         losses = {name: term(outputs["logits"], labels) for name, term in self.losses.items()}
         for which, logits in outputs.get("aux_logits", {}).items():
             for name, term in self.losses.items():
-                losses[f"{which}_{name}"] = self.aux_weight * term(logits, labels)
+                losses[f"{which}_{name}"] = self.weight_of(which) * term(logits, labels)
         return losses
+
+    def weight_of(self, which: str) -> float:
+        """Return the weight of the terms of auxiliary scores of a name."""
+        return self.aux_weight
 
     def postprocess(self, outputs: Outputs, geometries: Sequence[Geometry]) -> list[Segmentation]:
         """Return the class map of each image at its original size."""
@@ -126,6 +131,41 @@ def classifier(
         nn.Dropout(dropout),
         conv(spatial_dims, hidden_channels, num_classes, 1),
     )
+
+
+def level_index(index: int, count: int, name: str) -> int:
+    """Return the place of a level, from 0, that may be counted from the end.
+
+    Args:
+        index: From 0, or from -1 for the coarsest.
+        count: Levels that there are.
+        name: Of the argument, for the error.
+
+    Raises:
+        ValueError: If there is no such level.
+
+    Example:
+        >>> level_index(-1, 4, "in_level")
+        3
+    """
+    if not -count <= index < count:
+        raise ValueError(f"{name}={index}: there are {count} levels, 0 to {count - 1} or -{count} to -1")
+    return index % count
+
+
+def level_of_stride(strides: Sequence[Sequence[int]], stride: int) -> int:
+    """Return the place of the level whose stride is nearest to ``stride``; of equally near ones the finest.
+
+    Args:
+        strides: Of each level, per axis; the longest axis counts.
+        stride: Input pixels per feature pixel that are wanted.
+
+    Example:
+        >>> level_of_stride([(1, 4, 4), (2, 8, 8), (2, 8, 8)], 8)
+        1
+    """
+    distances = [abs(math.log2(max(step) / stride)) for step in strides]
+    return distances.index(min(distances))
 
 
 def to_images(scores: Tensor, features: Features) -> Tensor:
