@@ -355,6 +355,14 @@ def predict(
             help="Write what the model is sure of as a dataset to train on: images beside labels.",
         ),
     ] = False,
+    values: Annotated[
+        str | None,
+        typer.Option(
+            "--label-values",
+            metavar="NAME",
+            help="Instead write a zip for a benchmark: class maps with the values of Cityscapes, or of 7,8,11,...",
+        ),
+    ] = None,
     video_labels: Annotated[
         bool, typer.Option("--video-labels", help="Also write the label map of every frame of videos.")
     ] = False,
@@ -365,23 +373,26 @@ def predict(
 
     Images that cannot be read are left out and listed at the end, with exit code 2.
     """
-    from pixvox.prediction import inference_options, predict_files, predict_labels
+    from pixvox.prediction import inference_options, predict_files, predict_labels, predict_submission
 
     options = {
         "background": background, "invert": invert, "closing": closing, "max_hole": max_hole, "feather": feather,
     }  # fmt: skip
     if cut_out is None and any(options.values()):
         raise ConfigError("--background, --invert, --closing, --max-hole and --feather need --cut-out CLASS")
-    if as_labels and cut_out is not None:
-        raise ConfigError("--as-labels writes a dataset, --cut-out pictures; give one of them")
+    if (as_labels, cut_out is not None, values is not None).count(True) > 1:
+        raise ConfigError(
+            "--as-labels writes a dataset, --label-values a submission, --cut-out pictures; give one of them"
+        )
     inputs, inference = inference_options(inputs)
     least = 0.7 if threshold is None else threshold
     cut = None if cut_out is None else {"of": cut_out, "score_threshold": least, **options}
-    rows = (
-        predict_labels(run, inputs, out, threshold, **inference)
-        if as_labels
-        else predict_files(run, inputs, out, cut, video_labels, score_threshold=threshold, **inference)
-    )
+    if as_labels:
+        rows = predict_labels(run, inputs, out, threshold, **inference)
+    elif values is not None:
+        rows = predict_submission(run, inputs, out, values, **inference)
+    else:
+        rows = predict_files(run, inputs, out, cut, video_labels, score_threshold=threshold, **inference)
     if as_json:
         print_json({"run": str(run), "out": str(out), "results": rows})
     else:

@@ -133,6 +133,49 @@ def predict_labels(
     return rows
 
 
+def predict_submission(
+    run: str | Path, inputs: Sequence[str | Path], out: str | Path, values: str, **options: Any
+) -> list[dict[str, Any]]:
+    """Segment images and folders, and write class maps as benchmarks take them.
+
+    Args:
+        run: A run folder or checkpoint.
+        inputs: Files and folders.
+        out: The zip, or a folder for ``submission.zip``.
+        values: What stands for the classes: see ``pixvox.inference.submission.label_values``.
+        **options: Those of ``pixvox.inference.predictor.Predictor``.
+
+    Returns:
+        For each image its source, what was found, and the file; for one that cannot be read its source and the
+        ``error``.
+
+    Raises:
+        DataError: If an input does not exist.
+        ConfigError: If the model gives no class maps of images, or its classes have no such values.
+    """
+    from pixvox.inference.predictor import Predictor
+    from pixvox.inference.submission import Submission, label_values
+    from pixvox.weights import load
+
+    _check_inputs(inputs)
+    model = load(run).to(default_device())
+    if model.task != "semantic" or model.spatial_dims != 2:
+        raise ConfigError("--label-values is for class maps of images; this model gives something else")
+    path = Path(out) if Path(out).suffix == ".zip" else Path(out) / "submission.zip"
+    predictor = Predictor(model, keep_image=False, **options)
+    rows: list[dict[str, Any]] = []
+    with Submission(path, label_values(values, model.class_names)) as submission:
+        for file in (file for given in inputs for file in _files(Path(given))):
+            try:
+                for result in predictor.stream(str(file)):
+                    written = [f"{path}:{submission.add(result)}"]
+                    rows.append({"source": str(file), "found": describe(result), "files": written})
+            except DataError as error:
+                log.warning("%s", error)
+                rows.append({"source": str(file), "error": str(error)})
+    return rows
+
+
 def inference_options(arguments: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
     """Tell files and folders from options such as ``inference.tile_size=512``; what exists is a file.
 
