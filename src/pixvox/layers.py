@@ -129,7 +129,7 @@ def norm(name: str, spatial_dims: int, channels: int) -> nn.Module:
     """
     check_spatial_dims(spatial_dims)
     if name == "batch":
-        return (_BatchNorm2d if spatial_dims == 2 else _BatchNorm3d)(channels)
+        return (BatchNorm2d if spatial_dims == 2 else BatchNorm3d)(channels)
     if name == "group":
         return nn.GroupNorm(math.gcd(32, channels), channels)
     if name == "instance":
@@ -176,12 +176,12 @@ class _OneValue(nn.modules.batchnorm._BatchNorm):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-class _BatchNorm2d(_OneValue, nn.BatchNorm2d):
-    pass
+class BatchNorm2d(_OneValue, nn.BatchNorm2d):
+    """Of images."""
 
 
-class _BatchNorm3d(_OneValue, nn.BatchNorm3d):
-    pass
+class BatchNorm3d(_OneValue, nn.BatchNorm3d):
+    """Of volumes."""
 
 
 class ChannelNorm(nn.LayerNorm):

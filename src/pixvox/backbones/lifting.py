@@ -20,7 +20,7 @@ from timm.models.convnext import ConvNeXtBlock
 from timm.models.hgnet import EseModule
 from torch import Tensor, nn
 
-from pixvox.layers import ChannelNorm, per_axis
+from pixvox.layers import BatchNorm2d, BatchNorm3d, ChannelNorm, per_axis
 
 _PROBE = 64
 """Side of the image that tells where a network halves the size."""
@@ -202,7 +202,7 @@ def _lift_pool(pool: nn.MaxPool2d | nn.AvgPool2d, step: int, longest: int | None
 
 
 def _lift_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    kind = _BatchNormAct3d if isinstance(norm, BatchNormAct2d) else nn.BatchNorm3d
+    kind = _BatchNormAct3d if isinstance(norm, BatchNormAct2d) else BatchNorm3d
     lifted = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     if isinstance(norm, BatchNormAct2d) and isinstance(lifted, _BatchNormAct3d):
         lifted.drop, lifted.act = norm.drop, norm.act
@@ -292,6 +292,7 @@ def _as(kind: type[nn.Module]) -> Callable[[nn.Module], nn.Module]:
 
 _TWINS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.BatchNorm2d: _lift_batch_norm,
+    BatchNorm2d: _lift_batch_norm,
     BatchNormAct2d: _lift_batch_norm,
     LayerNorm2d: _lift_channel_norm,
     GlobalResponseNorm: _lift_response_norm,
