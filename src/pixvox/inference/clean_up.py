@@ -222,7 +222,8 @@ def open_spurs(
         radius: In the unit of ``spacing``.
         spacing: Lengths of a pixel or voxel in array order.
     """
-    return _within(~_within(~mask, radius, spacing), radius, spacing) & mask
+    opened: Bool[np.ndarray, "*spatial"] = _within(~_within(~mask, radius, spacing), radius, spacing) & mask
+    return opened
 
 
 def _within(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from pixvox.structures import Batch, Geometry, Segmentation, Size
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
+
+Built = TypeVar("Built")
 
 SIZES = ("resize", "size", "max_size")
 """Options of inference that say at which size images come; ``Predictor`` sees to them, an evaluation's transforms
@@ -182,7 +184,7 @@ def _check_flips(axes: Sequence[int], spatial_dims: int) -> None:
         )
 
 
-def _build(target: Callable[..., Any], group: str, options: Mapping[str, Any], **fixed: Any) -> Any:
+def _build(target: Callable[..., Built], group: str, options: Mapping[str, Any], **fixed: Any) -> Built:
     """Build what takes the options, once each is known to be one that it takes."""
     takes = signature(target).annotations
     for name, value in options.items():

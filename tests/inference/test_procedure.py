@@ -1,0 +1,108 @@
+from functools import partial
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pixvox.assembly import build_segmenter, complete
+from pixvox.configuration import compose
+from pixvox.data.collate import Collate
+from pixvox.data.metadata import Metadata
+from pixvox.data.sample import Sample
+from pixvox.errors import ConfigError
+from pixvox.evaluation import build_procedure, evaluate
+from pixvox.inference.predictor import predict
+from pixvox.inference.procedure import Procedure
+from pixvox.methods.supervised import Supervised
+from pixvox.training.train import train
+from pixvox.weights import load
+from pointwise import noise, pointwise
+
+FLAT = {"tile_size": 8, "tta": {"flips": [-1], "merge": "vote"}}
+
+
+def test_options_of_the_checkpoint_hold_unless_others_are_given():
+    model = pointwise()
+    model.config["inference"] = {"resize": "none", **FLAT, "clean_up": {"min_area": 3}}
+    plain = Procedure.of(model)
+    assert plain.pieces.tile_size == (8, 8)
+    assert plain.pieces.scores.merge == "vote"
+    changed = Procedure.of(
+        model, {"tile_size": 0, "overlap": None, "tta": {"merge": "mean_logit", "flips": None}}
+    )
+    assert not hasattr(changed.pieces, "tile_size")
+    assert (changed.pieces.scores.merge, len(changed.pieces.scores.views)) == ("mean_logit", 2)
+    assert changed.clean_up.min_area == 3
+
+
+def test_a_batch_of_padded_images_is_segmented_image_by_image():
+    model, images = pointwise(), [noise((9, 14)), noise((12, 11), seed=1)]
+    batch = Collate(8)([Sample(image) for image in images])  # without the ranges of the full images
+    alone = [predict(model, image).class_map for image in images]
+    for options in ({}, {"tile_size": 5}, {"tta": {"flips": [-1, -2]}}):
+        found = Procedure.of(model, options)(batch)
+        assert [tuple(each.class_map.shape) for each in found] == [(9, 14), (12, 11)]
+        for one, other in zip(found, alone, strict=True):
+            assert (one.class_map == other).float().mean() > 0.97  # other estimates of the percentiles
+
+
+def test_images_of_one_slice_equal_the_image():
+    image = noise((11, 17))
+    flat = predict(pointwise(2), image, tile_size=6, tta={"flips": [-1]}).class_map
+    deep = predict(pointwise(3), image[:, None], tile_size=6, tta={"flips": [-1, -3]}).class_map
+    assert torch.equal(deep[0], flat)
+
+
+def test_validation_segments_as_the_model_was_set_up_to():
+    model, size = pointwise(), (16, 24)
+    model.config["inference"] = FLAT
+    sizes = []
+    model.backbone.register_forward_hook(
+        lambda module, inputs, made: sizes.append(tuple(inputs[0].shape[2:]))
+    )
+    batch = Collate(1)([Sample(noise(size), class_map=torch.zeros(size, dtype=torch.int64))])
+    method = Supervised(model, partial(torch.optim.SGD, lr=0.1))
+    with torch.no_grad():
+        found = method.validation_step(batch, 0)["predictions"]
+    assert sizes[0] == size  # the loss is that of the whole image
+    assert set(sizes[1:]) == {(8, 8)}
+    model.config["inference"] = {}
+    assert torch.equal(found[0].class_map, Procedure.of(model)(batch)[0].class_map)
+
+
+def test_an_evaluation_says_what_it_does_not_know():
+    for options, message in (
+        ({"resize": "fit"}, "an evaluation resizes as its transforms say"),
+        ({"tta": {"merge": "mean"}}, "mean_logit, mean_probability"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_procedure(pointwise(), OmegaConf.create({"inference": options}))
+
+
+def test_options_of_a_training_are_checked_and_kept_with_the_model():
+    base = ["head=fcn", "backbone=simple", "neck=none", "data=shapes"]
+    metadata = Metadata("semantic", 2, ("a", "b"), 3)
+    config = compose("train", [*base, "inference.tile_size=16", "inference.tta.flips=[-1]"])
+    complete(config, metadata)
+    assert build_segmenter(config, metadata).config["inference"] == {"tile_size": 16, "tta": {"flips": [-1]}}
+    config.inference.tta.flips = [-3]
+    with pytest.raises(ConfigError, match="the axes of images are -1, -2"):
+        build_segmenter(config, metadata)
+
+
+@pytest.mark.slow
+def test_training_validates_saves_and_evaluates_with_the_options_of_inference(tmp_path):
+    run = train(
+        ["head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[2,4]", "neck=none", "data=shapes",
+         "data.train.task=semantic", "data.train.num_images=4", "data.val.num_images=2", "data.train.radius=[4,8]",
+         "data.train.image_size=[32,40]", "image_size=[24,32]", "batch_size=2", "num_workers=0", "logger=none",
+         "trainer.accelerator=cpu", "epochs=1", f"run_dir={tmp_path / 'run'}",
+         "inference.tile_size=16", "inference.tta.flips=[-1]"]
+    )  # fmt: skip
+    assert load(run.dir).config["inference"] == {"tile_size": 16, "tta": {"flips": [-1]}}
+    again = evaluate(run.dir, overrides=["num_workers=0"])
+    assert again["mIoU"] == pytest.approx(run.metrics["mIoU"], abs=1e-6)
+    whole = evaluate(run.dir, overrides=["num_workers=0", "inference.tile_size=64"])
+    assert whole["mIoU"] != again["mIoU"]
+    with pytest.raises(ConfigError, match="did you mean inference.tile_size"):
+        evaluate(run.dir, overrides=["num_workers=0", "inference.tile_sise=8"])
