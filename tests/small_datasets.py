@@ -16,8 +16,9 @@ SIZE = (4, 6)
 class Layout:
     """Where a dataset has its images and label maps, and what its label maps hold.
 
-    ``{}`` is the name of an image; ``values`` are what the label maps of the first and of the second image hold, and
-    ``classes`` what they mean.
+    ``{}`` is the name of an image, in which ``*`` is another folder for images than for label maps; ``other`` begins
+    with the name of a second split. ``values`` are what the label maps of the first and of the second image hold,
+    ``classes`` what they mean, ``lists`` the files that hold the names of each split.
     """
 
     train: tuple[str, str]
@@ -25,7 +26,8 @@ class Layout:
     values: list
     classes: list[int]
     names: tuple[str, str] = ("b_10", "a_9")
-    lists: str | None = None
+    other_names: tuple[str, str] | None = None
+    lists: tuple[str, str] | None = None
     palette: bool = False
     overrides: tuple[tuple[str, object], ...] = ()
 
@@ -38,7 +40,8 @@ FRAMES = ("bonn/bonn_000001_000019", "aachen/aachen_000173_000019")
 LAYOUTS = {
     "ade20k": Layout(
         ("ADEChallengeData2016/images/training/{}.jpg", "ADEChallengeData2016/annotations/training/{}.png"),
-        ("val", "ADEChallengeData2016/images/validation/{}.jpg", "ADEChallengeData2016/annotations/validation/{}.png"),
+        ("val", "ADEChallengeData2016/images/validation/{}.jpg",
+         "ADEChallengeData2016/annotations/validation/{}.png"),
         [0, 150], [255, 149], ("ADE_train_00000010", "ADE_train_00000009"),
     ),
     "ade20k with 151": Layout(
@@ -57,12 +60,14 @@ LAYOUTS = {
     "voc": Layout(
         ("VOCdevkit/VOC2012/JPEGImages/{}.jpg", "VOCdevkit/VOC2012/SegmentationClass/{}.png"),
         ("val", "VOCdevkit/VOC2012/JPEGImages/{}.jpg", "VOCdevkit/VOC2012/SegmentationClass/{}.png"),
-        [1, 255], [1, 255], ("2007_000039", "2007_000032"), "VOCdevkit/VOC2012/ImageSets/Segmentation/{}.txt", True,
+        [1, 255], [1, 255], ("2007_000039", "2007_000032"), ("2007_000123", "2007_000033"),
+        tuple(f"VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt" for split in ("train", "val")), True,
     ),
     "sbd": Layout(
         ("benchmark_RELEASE/dataset/img/{}.jpg", "benchmark_RELEASE/dataset/cls/{}.mat"),
         ("val", "benchmark_RELEASE/dataset/img/{}.jpg", "benchmark_RELEASE/dataset/cls/{}.mat"),
-        [20, 0], [20, 0], ("2008_000008", "2008_000002"), "benchmark_RELEASE/dataset/{}.txt",
+        [20, 0], [20, 0], ("2008_000008", "2008_000002"), ("2008_000090", "2008_000073"),
+        ("benchmark_RELEASE/dataset/train.txt", "benchmark_RELEASE/dataset/val.txt"),
     ),
     "bdd100k": Layout(
         ("bdd100k/images/10k/train/{}.jpg", "bdd100k/labels/sem_seg/masks/train/{}.png"),
@@ -98,7 +103,8 @@ LAYOUTS = {
         [14, 19], [14, 19],
     ),
     "loveda": Layout(
-        ("Train/{}.png", "Train/{}.png"), ("val", "Val/{}.png", "Val/{}.png"), [0, 7], [255, 6], ("Urban/10", "Rural/9")
+        ("Train/{}.png", "Train/{}.png"), ("val", "Val/{}.png", "Val/{}.png"), [0, 7], [255, 6],
+        ("Urban/*/10", "Rural/*/9"),
     ),
     "isaid": Layout(
         ("train/images/{}.png", "train/Semantic_masks/images/{}_instance_color_RGB.png"),
@@ -108,17 +114,18 @@ LAYOUTS = {
     "potsdam": Layout(
         ("2_Ortho_RGB/top_potsdam_{}_RGB.tif", "5_Labels_all/top_potsdam_{}_label.tif"),
         ("val", "2_Ortho_RGB/top_potsdam_{}_RGB.tif", "5_Labels_all/top_potsdam_{}_label.tif"),
-        [(255, 0, 0), (252, 255, 0)], [5, 4], ("2_10", "2_11"),
+        [(255, 0, 0), (252, 255, 0)], [5, 4], ("2_10", "2_11"), ("2_13", "2_14"),
     ),
     "potsdam, eroded": Layout(
         ("2_Ortho_RGB/top_potsdam_{}_RGB.tif", "5_Labels_all_noBoundary/top_potsdam_{}_label_noBoundary.tif"),
         ("val", "2_Ortho_RGB/top_potsdam_{}_RGB.tif", "5_Labels_all/top_potsdam_{}_label.tif"),
-        [(255, 0, 0), (0, 0, 0)], [5, 255], ("2_10", "2_11"), overrides=(("fields.border", "_noBoundary"),),
+        [(255, 0, 0), (0, 0, 0)], [5, 255], ("2_10", "2_11"), ("2_13", "2_14"),
+        overrides=(("fields.border", "_noBoundary"),),
     ),
     "vaihingen": Layout(
         ("top/top_mosaic_09cm_area{}.tif", "gts_for_participants/top_mosaic_09cm_area{}.tif"),
         ("val", "top/top_mosaic_09cm_area{}.tif", "gts_for_participants/top_mosaic_09cm_area{}.tif"),
-        [(0, 255, 0), (0, 255, 255)], [3, 2], ("11", "3"),
+        [(0, 255, 0), (0, 255, 255)], [3, 2], ("11", "3"), ("2", "38"),
     ),
     "p3m10k": Layout(
         ("P3M-10k/train/blurred_image/{}.jpg", "P3M-10k/train/mask/{}.png"),
@@ -132,7 +139,8 @@ LAYOUTS = {
     ),
     "oxford_pet": Layout(
         ("images/{}.jpg", "annotations/trimaps/{}.png"), ("test", "images/{}.jpg", "annotations/trimaps/{}.png"),
-        [1, 3], [1, 255], ("Bombay_10", "Abyssinian_9"), "annotations/{}.txt",
+        [1, 3], [1, 255], ("Bombay_10", "Abyssinian_9"), ("Bombay_11", "Abyssinian_1"),
+        ("annotations/trainval.txt", "annotations/test.txt"),
     ),
 }  # fmt: skip
 
@@ -155,28 +163,19 @@ def write_picture(path, value, palette=False):
 def build(root, name):
     """Write both splits of a dataset, two images each; grey levels tell which image is which."""
     layout = LAYOUTS[name]
-    patterns = {"train": layout.train, layout.other[0]: layout.other[1:]}
-    for split, (images, labels) in patterns.items():
-        if not split:
-            continue
-        for place, stem in enumerate(named(layout, split, name)):
-            parts = stem.split("/")
-            nested = [f"{parts[0]}/{kind}/{parts[-1]}" for kind in ("images_png", "masks_png")]
-            image, label = nested if name == "loveda" else (stem, stem)
+    parts = [(layout.train, layout.names), (layout.other[1:], layout.other_names or layout.names)]
+    for number, ((images, labels), stems) in enumerate(parts[: 2 if layout.other[0] else 1]):
+        for place, stem in enumerate(stems):
             grey = 40 + 100 * place
+            image, label = stem.replace("*", "images_png"), stem.replace("*", "masks_png")
             write_picture(root / images.format(image), (grey, grey, grey))
             write_picture(root / labels.format(label), layout.values[place], layout.palette)
         if layout.lists is not None:
-            file = root / layout.lists.format(
-                {"oxford_pet": {"train": "trainval"}}.get(name, {}).get(split, split)
-            )
+            file = root / layout.lists[number]
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("\n".join(f"{stem} 1 1 1" for stem in named(layout, split, name)))
+            file.write_text("\n".join(f"{stem} 1 1 1" for stem in stems))
 
 
-def named(layout, split, name):
-    if split != "train" and layout.lists is not None:
-        return tuple(f"{stem}_{split}" for stem in layout.names)
-    if name.startswith("potsdam") and split == "val":
-        return ("2_13", "2_14")
-    return ("2", "38") if name == "vaihingen" and split == "val" else layout.names
+def configuration(name):
+    """Return the configuration that a layout is of: the first word of its name."""
+    return name.split()[0].strip(",")

@@ -169,3 +169,26 @@ def test_spacing_is_kept_where_all_share_it():
     near, far = Objects(spacing=(1.0, 1.0)), Objects(spacing=(2.0, 2.0))
     assert Concatenation([near, near]).metadata.spacing == (1.0, 1.0)
     assert Concatenation([near, far]).metadata.spacing is None
+
+
+def test_what_is_known_of_classes_follows_them_into_another_label_space():
+    sides = ("body", "left arm", "right arm", "left leg", "right leg")
+    pixels = Pixels(sides)
+    pixels.metadata = replace(
+        pixels.metadata,
+        is_thing=(False, True, True, True, True),
+        colors=tuple((label, 0, 0) for label in range(5)),
+        flip_pairs=((1, 2), (3, 4)),
+    )
+    limbs = {"left leg": "left arm", "right leg": "right arm", "body": None}
+    seen = Relabelled(pixels, mapping=limbs).metadata
+    assert (seen.class_names, seen.flip_pairs) == (("left arm", "right arm"), ((0, 1),))
+    assert (seen.is_thing, seen.colors) == ((True, True), ((1, 0, 0), (2, 0, 0)))
+    merged = Relabelled(pixels, mapping={"body": "body", "*": "limb"}).metadata
+    assert (merged.class_names, merged.flip_pairs, merged.is_thing) == (("body", "limb"), (), (False, True))
+    other = Pixels(("sky", "body"))
+    other.metadata = replace(other.metadata, is_thing=(False, False), colors=((9, 9, 9), (8, 8, 8)))
+    both = Concatenation({"one": pixels, "two": other}).metadata
+    assert both.class_names == (*sides, "sky")
+    assert (both.is_thing, both.colors[-1]) == ((*pixels.metadata.is_thing, False), (9, 9, 9))
+    assert both.flip_pairs == pixels.metadata.flip_pairs

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pixvox.data.label_space import get_label_space
 from pixvox.visualization.colors import IGNORE_COLOR, class_colors, color_table, instance_colors, palette
 
 
@@ -44,3 +45,11 @@ def test_color_table_repeats_and_keeps_zero_black():
     assert table[0].tolist() == [0, 0, 0]
     assert np.array_equal(table[1], table[3])
     assert color_table(palette(0), 3).shape == (4, 3)
+
+
+def test_classes_of_a_public_dataset_have_its_usual_colours():
+    voc = get_label_space("VOC")
+    colors, drawn = class_colors(voc.class_names, 22)
+    assert colors[:21].tolist() == [list(color) for color in voc.colors]
+    assert drawn.tolist() == [False, *[True] * 21]
+    assert class_colors(voc.class_names[:20], 20)[0].tolist() == palette(20).tolist()

@@ -27,8 +27,8 @@ CLASSES_FOLDER = Path(__file__).parent / "classes"
 
 _KEYS = {"name", "like", "masks", "tolerance", "palette", "ignored", "others", "classes"}
 _CLASS_KEYS = {"name", "values", "color", "thing", "mirror"}
-_LARGEST = 1 << 16
-"""Values of label maps lie below."""
+_LARGEST = {"values": 1 << 16, "colors": 1 << 24}
+"""Values of label maps, and colours as numbers, lie below."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,11 @@ class LabelSpace:
         """
         unknown = IGNORED - 1
         rest = unknown if self.others is None else self.others
-        if self.masks == "values":
-            if labels.size and (labels.min() < 0 or labels.max() >= _LARGEST):
-                raise self._unknown(labels, (labels < 0) | (labels >= _LARGEST), source)
-            table = np.full(_LARGEST, rest)
-            table[list(self.codes)] = list(self.codes.values())
-            classes = table[labels]
-        else:  # a table of all colours would be larger than most pictures
-            classes = np.full(labels.shape, rest)
-            for code, label in self.codes.items():
-                classes[labels == code] = label
+        table = np.full(_LARGEST[self.masks], rest, dtype=np.int16)
+        table[list(self.codes)] = list(self.codes.values())
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(table):
+            raise self._unknown(labels, (labels < 0) | (labels >= len(table)), source)
+        classes: npt.NDArray[np.int16] = table[labels]
         strange = classes == unknown
         if strange.any() and self.tolerance:
             classes[strange] = self._nearest(labels[strange], unknown)
@@ -116,7 +111,7 @@ class LabelSpace:
         if strange.any():
             raise self._unknown(labels, strange, source)
         classes[classes == IGNORED] = ignore_index
-        return classes.astype(np.int64, copy=False)
+        return classes.astype(np.int64)
 
     def _nearest(
         self, labels: Integer[np.ndarray, " pixels"], unknown: int
@@ -255,8 +250,10 @@ def packed(colors: Integer[np.ndarray, "3 *spatial"]) -> Integer[np.ndarray, "*s
         >>> packed(np.array([[0, 1], [0, 0], [255, 2]])).tolist()
         [255, 65538]
     """
-    red, green, blue = colors.astype(np.int32)
-    number: npt.NDArray[np.int32] = (red << 16) + (green << 8) + blue
+    number: npt.NDArray[np.int32] = colors[0].astype(np.int32)
+    for channel in colors[1:]:
+        number <<= 8
+        number |= channel
     return number
 
 

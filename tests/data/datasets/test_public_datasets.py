@@ -15,19 +15,18 @@ from pixvox.data.datasets.paired_files import PairedFiles
 from pixvox.data.label_space import get_label_space
 from pixvox.data.roots import known_roots
 from pixvox.errors import DataError
-from small_datasets import CITYSCAPES, LAYOUTS, SIZE, build, named, write_picture
+from small_datasets import CITYSCAPES, LAYOUTS, SIZE, build, configuration, write_picture
 
 
 def opened(root, name, split="train", **changes):
-    """Open a split as its configuration says."""
-    config = OmegaConf.load(CONFIG_FOLDER / "data" / f"{name.split()[0].strip(',')}.yaml")
-    node = config.data[split]
-    config.data.train.root = str(root)
-    if name.split(",")[0].split()[0] in ("potsdam", "vaihingen"):
-        node.names = list(named(LAYOUTS[name], split, name))
-    for key, value in (*LAYOUTS[name].overrides, *changes.items()):
+    """Open a split as its configuration says, of ISPRS the two tiles that there are."""
+    layout = LAYOUTS[name]
+    config = OmegaConf.load(CONFIG_FOLDER / "data" / f"{configuration(name)}.yaml")
+    for key, value in {"root": str(root), **dict(layout.overrides), **changes}.items():
         OmegaConf.update(config.data.train, key, value)
-    return instantiate(node, f"data.{split}")
+    if "names" in config.data[split]:
+        config.data[split].names = list(layout.names if split == "train" else layout.other_names)
+    return instantiate(config.data[split], f"data.{split}")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -45,7 +44,7 @@ def test_a_download_is_read_as_it_is(tmp_path, name):
             assert dataset.classes_in(index) == {layout.classes[place]} - {255}
             assert len(dataset.source_files(index)) == 2
     known = dataset.metadata
-    assert (known.task, known.in_channels, known.name) == ("semantic", 3, name.split()[0].strip(","))
+    assert (known.task, known.in_channels, known.name) == ("semantic", 3, configuration(name))
 
 
 def test_one_domain_of_loveda_is_chosen_by_a_field(tmp_path):
@@ -175,7 +174,7 @@ def test_patterns_must_remember_the_same(tmp_path):
         PairedFiles(images.replace(".png", ".*"), labels, "Cityscapes", "cityscapes", root=tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted({name.split()[0].strip(",") for name in LAYOUTS}))
+@pytest.mark.parametrize("name", sorted({configuration(name) for name in LAYOUTS}))
 def test_the_real_dataset_is_read_where_datasets_toml_names_it(name):
     if name not in known_roots():
         pytest.skip(f"{name} is in no datasets.toml")

@@ -79,11 +79,11 @@ def vistas_labels(folder: Path, version: Version) -> LabelSpace:
     Raises:
         DataError: If the configuration is damaged.
     """
-    names = [f"config_{version}.json", *(["config.json"] if version == "v1.2" else [])]
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    files = [f"config_{version}.json", *(["config.json"] if version == "v1.2" else [])]
+    file = next((folder / name for name in files if (folder / name).is_file()), None)
     known = get_label_space(_KNOWN[version])
     if file is None:
-        logger.warning("%s holds no %s; labels are taken as known", folder, names[0])
+        logger.warning("%s holds no %s; labels are taken as known", folder, files[0])
         return known
     try:
         labels = json.loads(file.read_bytes())["labels"]

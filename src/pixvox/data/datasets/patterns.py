@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pixvox.errors import DataError
@@ -138,6 +139,7 @@ def only(
     return chosen
 
 
+@lru_cache(maxsize=64)
 def _regex(text: str) -> re.Pattern[str]:
     """Return a regular expression that remembers the fields."""
     parts, seen = [], set()
