@@ -40,8 +40,8 @@ def test_costly_scores_are_off_by_default():
 
 def test_table_is_written_with_gaps_where_a_score_is_not_defined(tmp_path):
     table = scored().class_table()
-    assert table.cells()[1] == ["cell", "0.5000", "0.6667", "0.6667", "0.6667", "33.33%"]
-    assert table.cells()[2] == ["wall", "", "", "", "", "0.00%"]
+    assert table.cells()[1] == ["cell", "0.500", "0.667", "0.667", "0.667", "33.3%"]
+    assert table.cells()[2] == ["wall", "", "", "", "", "0.0%"]
     with table.save(tmp_path / "new" / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["background", "cell", "wall"]

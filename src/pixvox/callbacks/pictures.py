@@ -72,9 +72,7 @@ class Pictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep predictions with their truth until there are enough."""
-        room = self.max_images - len(self._running)
-        if room > 0 and batch.truths is not None and isinstance(outputs, Mapping):
-            self._running += list(zip(outputs["predictions"], batch.truths, strict=True))[:room]
+        self._running += first_pairs(outputs, batch, self.max_images - len(self._running))
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Keep what belongs to the best epoch so far; draw when the last drawing is old."""
@@ -83,7 +81,7 @@ class Pictures(pl.Callback):
             metrics: Any = getattr(module, "metrics", None)
             # All are collectives: every process asks.
             self.curves = list(metrics.curves()) if hasattr(metrics, "curves") else []
-            self.matrix = _confusion(metrics)
+            self.matrix = confusion_matrix(metrics)
             self.classes = metrics.class_table() if hasattr(metrics, "class_table") else None
         if trainer.is_global_zero and time.perf_counter() - self._drawn > self.interval:
             self.draw()
@@ -113,9 +111,9 @@ class Pictures(pl.Callback):
         """Write the pictures."""
         folder = self.run.path
         if self.run.metrics.exists():
-            _try("curves.draw_curves", folder / "curves.png", self.run.metrics)
+            try_to_draw("curves.draw_curves", folder / "curves.png", self.run.metrics)
         if self.pairs:
-            _try(
+            try_to_draw(
                 "grids.draw_predictions",
                 folder / "val_predictions.png",
                 self.pairs,
@@ -123,9 +121,13 @@ class Pictures(pl.Callback):
                 score_threshold=self.least_score,
             )
         if self.curves:
-            _try("precision_recall.draw_precision_recall", folder / "precision_recall.png", self.curves)
+            try_to_draw(
+                "precision_recall.draw_precision_recall", folder / "precision_recall.png", self.curves
+            )
         if self.matrix is not None:
-            _try("confusion_matrix.draw_confusion_matrix", folder / "confusion_matrix.png", *self.matrix)
+            try_to_draw(
+                "confusion_matrix.draw_confusion_matrix", folder / "confusion_matrix.png", *self.matrix
+            )
         if self.classes is not None:
             try:
                 self.classes.save(folder / "per_class.csv")
@@ -134,7 +136,14 @@ class Pictures(pl.Callback):
         self._drawn = time.perf_counter()
 
 
-def _confusion(metrics: Any) -> tuple[Any, tuple[str, ...]] | None:
+def first_pairs(outputs: Any, batch: Batch, count: int) -> list[Pair]:
+    """Return up to ``count`` predictions of a validation step with their truths; none where there is no truth."""
+    if count < 1 or batch.truths is None or not isinstance(outputs, Mapping):
+        return []
+    return list(zip(outputs["predictions"], batch.truths, strict=True))[:count]
+
+
+def confusion_matrix(metrics: Any) -> tuple[Any, tuple[str, ...]] | None:
     """Return confusion matrix and class names of a semantic metric, if there is one."""
     for metric in getattr(metrics, "metrics", {}).values():
         if hasattr(metric, "confusion_matrix"):
@@ -147,7 +156,7 @@ def _save_tables(trainer: pl.Trainer) -> None:
         logger.write() if isinstance(logger, MetricsTable) else logger.save()
 
 
-def _try(function: str, path: Path, *arguments: Any, **options: Any) -> None:
+def try_to_draw(function: str, path: Path, *arguments: Any, **options: Any) -> None:
     """Draw; a run is worth more than a picture, so a failure is said and passed over."""
     try:
         locate(f"pixvox.visualization.{function}")(*arguments, path=path, **options)

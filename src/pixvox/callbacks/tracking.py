@@ -34,7 +34,7 @@ class Tracking(pl.Callback):
         """Log the configuration."""
         if self.resumed or not trainer.is_global_zero:
             return
-        for logger in _trackers(trainer):
+        for logger in trackers(trainer):
             _try(logger, "its hyper-parameters", lambda logger=logger: logger.log_hyperparams(self.config))
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -50,7 +50,7 @@ class Tracking(pl.Callback):
             return
         best = {f"best/{name}": value for name, value in (summary_of(trainer).get("best") or {}).items()}
         pictures = sorted(self.run.path.glob("*.png"))
-        for logger in _trackers(trainer):
+        for logger in trackers(trainer):
             if best:
                 _try(
                     logger,
@@ -58,23 +58,29 @@ class Tracking(pl.Callback):
                     lambda logger=logger: logger.log_metrics(best, trainer.global_step),
                 )
             for path in pictures:
-                _try(logger, path.name, lambda logger=logger, path=path: _log_picture(logger, path, trainer))
+                log_picture(logger, path.stem, path, trainer)
 
 
-def _trackers(trainer: pl.Trainer) -> list[Logger]:
+def trackers(trainer: pl.Trainer) -> list[Logger]:
+    """Return the loggers of a run that take more than numbers."""
     return [logger for logger in trainer.loggers if not isinstance(logger, MetricsTable)]
 
 
-def _log_picture(logger: Logger, path: Path, trainer: pl.Trainer) -> None:
+def log_picture(logger: Logger, name: str, path: Path, trainer: pl.Trainer) -> None:
+    """Hand a picture to a logger under a name; what fails is said and passed over."""
+    _try(logger, path.name, lambda: _hand_on(logger, name, path, trainer))
+
+
+def _hand_on(logger: Logger, name: str, path: Path, trainer: pl.Trainer) -> None:
     if isinstance(logger, Tracker):
-        logger.log_picture(path.stem, path, trainer.global_step)
+        logger.log_picture(name, path, trainer.global_step)
     elif isinstance(logger, TensorBoardLogger):
         import numpy as np
         from PIL import Image
 
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
+        logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
 
 def _try(logger: Logger, what: str, act: Any) -> None:

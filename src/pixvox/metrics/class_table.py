@@ -26,7 +26,7 @@ class ClassTable:
     Example:
         >>> table = ClassTable(("sky", "road"), {"IoU": np.array([0.5, np.nan]), "share": np.array([1.0, 0.0])})
         >>> table.cells()
-        [['sky', '0.5000', '100.00%'], ['road', '', '0.00%']]
+        [['sky', '0.500', '100.0%'], ['road', '', '0.0%']]
     """
 
     class_names: tuple[str, ...]
@@ -65,4 +65,4 @@ class ClassTable:
 def _text(column: str, value: float) -> str:
     if math.isnan(value):
         return ""
-    return f"{100 * value:.2f}%" if column == "share" else f"{value:.4f}"
+    return f"{100 * value:.1f}%" if column == "share" else f"{value:.3f}"
