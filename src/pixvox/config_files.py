@@ -25,7 +25,8 @@ def file_overrides(path: Path) -> list[str]:
     r"""Read a configuration file as overrides.
 
     A file is a mapping like those of ``configs/experiment``, in YAML or TOML, or a YAML list of overrides
-    (``- head=fcn``). TOML files of the semantic segmentation toolkit, which have tables such as ``[criterion]``, are
+    (``- head=fcn``). Where a group has values too, its choice stands in ``defaults``: ``[defaults]``, ``data =
+    "shapes"``, then ``[data.train]``. TOML files of the semantic segmentation toolkit, which have tables such as ``[criterion]``, are
     translated; see docs/how-to/from-semantic-toolkit.md.
 
     Args:
@@ -51,13 +52,16 @@ def file_overrides(path: Path) -> list[str]:
         raise ConfigError(f"{path}: it is neither a list of overrides nor a mapping such as 'head: fcn'")
     if is_toolkit(content):
         return toolkit_overrides(content, path)
-    lines = []
-    for choice in content.pop("defaults", None) or []:
+    lines = [override(group, option) for group, option in _choices(content.pop("defaults", None) or [])]
+    return [*lines, *_lines({_OTHER_NAMES.get(key, key): value for key, value in content.items()})]
+
+
+def _choices(defaults: Mapping[str, Any] | Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Return the groups and options of ``defaults``, as Hydra writes them or as one table."""
+    for choice in [defaults] if isinstance(defaults, Mapping) else defaults:
         if isinstance(choice, Mapping):
             for group, option in choice.items():
-                name = str(group).removeprefix("override ").strip().lstrip("/")
-                lines.append(override(name, option))
-    return [*lines, *_lines({_OTHER_NAMES.get(key, key): value for key, value in content.items()})]
+                yield str(group).removeprefix("override ").strip().lstrip("/"), option
 
 
 def with_file(path: Path, given: Sequence[str]) -> list[str]:

@@ -19,11 +19,22 @@ log = logging.getLogger("pixvox")
 _MARKS = ("model", "criterion", "lr_scheduler")
 """Tables that tell such a file from one of ours."""
 
-_LOSSES = {
-    "CrossEntropyLoss": ("cross_entropy", "pixvox.losses.cross_entropy.CrossEntropy"),
-    "DiceLoss": ("dice", "pixvox.losses.generalized_dice.GeneralizedDice"),
-    "FocalLoss": ("focal", "pixvox.losses.focal.Focal"),
+_DATASETS = {
+    "ADE20K": ("ade20k", None),
+    "BDD100K": ("bdd100k", None),
+    "Cityscapes": ("cityscapes", "cityscapes_background"),
+    "Cityscapes{category}": ("cityscapes", "cityscapes_category"),
+    "Cityscapes{full}": ("cityscapes", "cityscapes_full"),
+    "coco": ("coco_stuff", None),
+    "coco{voc}": ("coco_stuff", "coco_voc"),
+    "LIP": ("lip", None),
+    "Mapillary": ("mapillary", None),
+    "SBD": ("sbd", None),
+    "VOC": ("voc", None),
 }
+"""Ours, and its label space where it is not the usual one."""
+
+_LOSSES = {"CrossEntropyLoss": "cross_entropy", "DiceLoss": "generalized_dice", "FocalLoss": "focal"}
 _CLASS_WEIGHTS = {
     "none": None, "class_frequency": "inverse", "sqrt_frequency": "sqrt", "log_frequency": "log",
     "effective_number": "effective",
@@ -57,7 +68,7 @@ def toolkit_overrides(content: Mapping[str, Any], path: Path) -> list[str]:
     tables = _Tables(content, path)
     lines = [
         line
-        for translate in (_model, _data, _criterion, _optimizer, _scheduler, _trainer, _log)
+        for translate in (_model, _data, _augmentation, _criterion, _optimizer, _scheduler, _trainer, _log)
         for line in translate(tables)
     ]
     tables.finish()
@@ -117,7 +128,8 @@ def _model(tables: _Tables) -> Iterator[str]:
     from pixvox.models import split_name
 
     name, params = tables.take("model.model"), tables.take_all("model.params")
-    yield from split_name(str(name))
+    head, backbone = split_name(str(name))
+    yield from (f"head={head}", *backbone)
     state = tables.take("model.state_file")
     if state is not None:
         yield override("weights", state)
@@ -135,23 +147,25 @@ def _model(tables: _Tables) -> Iterator[str]:
 
 
 def _data(tables: _Tables) -> Iterator[str]:
-    from pixvox.data.datasets.roots import config_of  # the dataset's configuration by the toolkit's name
-
-    yield f"data={config_of(tables.take('data.dataset.dataset'))}"
+    name, space = tables.choose("data.dataset.dataset", _DATASETS)
+    yield f"data={name}"
+    if space is not None:
+        yield f"data.train.label_space={space}"
     yield "transforms=semantic"
     size = tables.take("data.dataset.pad_crop_size", "none")
     if size == "none":
         yield from ("transforms.train.steps.pad=null", "transforms.train.steps.affine=null")
     else:
         yield override("image_size", size)
-    yield from (
-        override(f"data.{key}", value) for key, value in tables.take_all("data.dataset.params").items()
-    )
+    params = tables.take_all("data.dataset.params")
+    yield from (override(f"data.train.{key}", value) for key, value in params.items())
     yield override("num_workers", tables.take("data.loader.num_workers", 0))
-    yield override("batch_size", tables.take("data.loader.params.batch_size", 1))
     tables.leave_out("data.loader.params.drop_last")
     if not tables.take("data.loader.params.shuffle", True):
         raise ConfigError(f"{tables.path}: data.loader.params.shuffle=false: images are always shuffled here")
+
+
+def _augmentation(tables: _Tables) -> Iterator[str]:
     steps = {**_NO_AUGMENTATION, **tables.take_all("data.augment.params")}
     if steps.get("blur_size", 1) > 1:
         steps["blur"] = 1.0
@@ -168,21 +182,24 @@ def _data(tables: _Tables) -> Iterator[str]:
 
 
 def _criterion(tables: _Tables) -> Iterator[str]:
-    name, target = tables.choose("criterion.criterion", _LOSSES, "CrossEntropyLoss")
-    loss = {"_target_": target, **tables.take_all("criterion.params")}
+    name = tables.choose("criterion.criterion", _LOSSES, "CrossEntropyLoss")
+    if name != "cross_entropy":
+        yield from (f"+loss={name}", "~head.losses.cross_entropy")
+    params = tables.take_all("criterion.params")
+    yield from (override(f"head.losses.{name}.{key}", value) for key, value in params.items())
     weights = tables.take("criterion.class_weight", "none")
-    if isinstance(weights, list):
-        loss["class_weights"] = weights
-    elif weights not in _CLASS_WEIGHTS:
+    if not isinstance(weights, list) and weights not in _CLASS_WEIGHTS:
         raise ConfigError(
             f"{tables.path}: criterion.class_weight={weights!r} is neither a list nor one of "
             f"{', '.join(_CLASS_WEIGHTS)}"
         )
-    elif _CLASS_WEIGHTS[weights]:
-        loss["class_weights"] = _CLASS_WEIGHTS[weights]
-    if name != "cross_entropy":
-        yield "~head.losses.cross_entropy"
-    yield f"++{override(f'head.losses.{name}', loss)}"
+    words = weights if isinstance(weights, list) else _CLASS_WEIGHTS[weights]
+    if words is not None and name == "generalized_dice":
+        log.info(
+            "%s: criterion.class_weight is left out: Generalised Dice weighs classes by itself", tables.path
+        )
+    elif words is not None:
+        yield override(f"head.losses.{name}.class_weights", words)
     weight = tables.take("criterion.aux_weight")
     if weight:
         yield override("head.aux_weight", weight)
@@ -190,6 +207,15 @@ def _criterion(tables: _Tables) -> Iterator[str]:
 
 def _optimizer(tables: _Tables) -> Iterator[str]:
     yield f"optimizer={tables.choose('optimizer.optimizer', _OPTIMIZERS, 'SGD')}"
+    batch = tables.take("data.loader.params.batch_size", 1)
+    effective = tables.take("optimizer.effective_batch_size")
+    yield override("batch_size", batch)
+    if effective is not None:
+        if effective < 1 or effective % batch:
+            raise ConfigError(
+                f"{tables.path}: optimizer.effective_batch_size={effective} is no multiple of the batch size {batch}"
+            )
+        yield override("accumulate_grad_batches", effective // batch)
     params = tables.take_all("optimizer.params")
     if "lr" in params:
         yield override("learning_rate", params.pop("lr"))
