@@ -120,10 +120,8 @@ def pair(
     return pairs
 
 
-def only(
-    files: Mapping[Key, Path], names: Collection[str], source: str, what: str = "images"
-) -> dict[Key, Path]:
-    """Return the files whose field ``name`` is among ``names``.
+def only(files: Mapping[Key, Path], names: Collection[str], source: str) -> dict[Key, Path]:
+    """Return the images whose field ``name`` is among ``names``, which stand in ``source``.
 
     Raises:
         DataError: If a name has no file.
@@ -133,7 +131,7 @@ def only(
     missing = sorted(wanted - {dict(key)["name"] for key in chosen})
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(wanted)} names in {source} have no file among the {what}, the first: "
+            f"{len(missing)} of {len(wanted)} names in {source} have no file among the images, the first: "
             f"{', '.join(missing[:_SHOWN])}; complete the download"
         )
     return chosen
