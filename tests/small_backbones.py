@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pixvox.models import list_backbones
+from pixvox.models import list_backbones, part_class
 
 _SIZES = ("resnet", "resnet34", "resnet50", "resnet101", "resnet152", "darknet21", "darknet24", "darknet53")
 """Other sizes of a family, or its second name."""
@@ -17,10 +17,14 @@ OPTIONS: dict[str, dict[str, object]] = {
         "depths": [1, 1, 1, 1],
         "block": "basic",
     },
+    "bisenetv2": {"width": 0.125},
     "darknet18": {"width": 4},
     "dino": {"feature_layer": 2},
     "dinov3": {"feature_layer": 2},
+    "enet": {"channels": [16, 16]},
     "mobilenetv3": {"variant": "small_050"},
+    "pidnet": {"channels": 4, "scale_channels": 4},
+    "regseg": {"channels": [4, 4, 8, 8, 8], "dilations": [[1], [1, 2]], "group_width": 4},
     "repvgg": {"variant": "a0"},
     "residual_encoder": {"channels": [4, 8, 8, 8], "strides": [1, 2, 4, 8], "blocks": [1, 1, 1, 1]},
     "sam": {"feature_layer": 1},
@@ -43,6 +47,11 @@ OPTIONS: dict[str, dict[str, object]] = {
 def small_families(spatial_dims: int) -> list[str]:
     """Return one name of each family that exists in ``spatial_dims``."""
     return [name for name in list_backbones(spatial_dims) if name not in _SIZES]
+
+
+def pyramids(spatial_dims: int) -> list[str]:
+    """Return one name of each family whose levels are a pyramid, not branches for one head."""
+    return [name for name in small_families(spatial_dims) if not part_class("backbone", name).branches]
 
 
 def randomised(network: nn.Module) -> nn.Module:

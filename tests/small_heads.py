@@ -1,5 +1,7 @@
 """Options that make each head small enough for tests that run over all of them."""
 
+from pixvox.models import list_heads, part_class
+
 _PIXEL_DECODER = {
     "neck__channels": 64, "neck__mask_channels": 16, "neck__num_layers": 1, "neck__num_heads": 4,
     "neck__feedforward": 32,
@@ -33,7 +35,18 @@ SMALL = {
     "segformer": {"channels": 8},
     "unet": {"convs": 1},
     "solov2": {**_LOCATIONS, "mask_channels": 16, "kernel_channels": 16},
+    "bisenet": {"channels": 8, "spatial_channels": 4},
+    "bisenetv2": {"hidden_channels": 8, "aux_channels": 4},
+    "pidnet": {"hidden_channels": 8},
+    "regseg": {"channels": 8, "fine_channels": 4},
+    "sfnet": {"channels": 8},
+    "sfnet_lite": {"channels": 8},
 }  # fmt: skip
+
+
+def over_any_backbone(spatial_dims=None):
+    """Return the heads that take a pyramid; those for the branches of one network have tests of their own."""
+    return [head for head in list_heads(spatial_dims=spatial_dims) if not part_class("head", head).branches]
 
 
 def small(head, **options):

@@ -8,18 +8,28 @@ import pixvox
 from parity import randomise
 from pixvox.errors import ConfigError
 from pixvox.heads.location_head import LocationHead
-from pixvox.models import create_model, list_backbones, list_heads, part_class
-from small_heads import small
+from pixvox.models import create_model, list_backbones, list_heads, part_class, split_name
+from small_heads import over_any_backbone, small
 
-CASES = [(head, size) for size in ((33, 61), (13, 33, 47)) for head in list_heads(spatial_dims=len(size))]
+CASES = [(head, size) for size in ((33, 61), (13, 33, 47)) for head in over_any_backbone(len(size))]
 NARROW = {"backbone__channels": [16, 24, 32, 48]}
 
 
-@pytest.mark.parametrize("backbone", ["simple", "resnet18"])
+def _lifted_is_slow(head, dims, backbone):
+    quick = backbone == "simple" or dims == 2 or head in ("fcn", "maskrcnn")
+    return pytest.param(head, dims, backbone, marks=() if quick else pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("head", "dims"), [(head, dims) for dims in (2, 3) for head in list_heads(spatial_dims=dims)]
+    ("head", "dims", "backbone"),
+    [
+        _lifted_is_slow(head, dims, backbone)
+        for backbone in ("simple", "resnet18")
+        for dims in (2, 3)
+        for head in over_any_backbone(dims)
+    ],
 )
-def test_every_head_runs_and_differentiates_on_an_odd_size(head, backbone, dims):
+def test_every_head_runs_and_differentiates_on_an_odd_size(head, dims, backbone):
     narrow = NARROW if backbone == "simple" else {}
     model = create_model(
         head, backbone, num_classes=2, spatial_dims=dims, in_channels=2, **small(head, **narrow)
@@ -109,6 +119,34 @@ def test_overrides_reach_the_head_and_other_parts():
     assert model.head.detections_per_image == 7
     assert model.backbone.channels == (8, 16)
     assert model.neck.channels == (8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [
+        ("fcn_resnet34", ["backbone=resnet34"]),
+        ("fcn_vgg16", ["backbone=vgg", "backbone.variant='16'"]),
+        ("deeplabv3_mobilenet_v3_large", ["backbone=mobilenet_v3", "backbone.variant=large"]),
+        ("deeplabv3plus_xception", ["backbone=xception"]),
+        ("upernet_swin_tiny", ["backbone=swin", "backbone.variant=tiny"]),
+    ],
+)
+def test_names_of_a_head_and_its_backbone_are_split(name, backbone):
+    assert split_name(name) == (name.partition("_")[0], backbone)
+
+
+def test_named_model_has_the_backbone_of_its_name():
+    model = create_model("deeplabv3_resnet18", num_classes=21, channels=8)
+    assert model.backbone.strides == ((4, 4), (8, 8), (8, 8), (8, 8)), "dilated, as the head asks for"
+    assert create_model("segformer_resnet18", num_classes=2).backbone.strides[-1] == (32, 32)
+    with pytest.raises(
+        ConfigError, match="the name ends with backbone=resnet18, but backbone=simple is given"
+    ):
+        create_model("fcn_resnet18", "simple")
+    with pytest.raises(
+        ConfigError, match="'fcn_resnet19': fcn is a head, but there is no backbone 'resnet19'; .*18"
+    ):
+        create_model("fcn_resnet19")
 
 
 def test_unknown_names_give_the_nearest():

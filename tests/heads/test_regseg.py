@@ -28,12 +28,12 @@ def test_scores_equal_the_reference_with_as_many_weights():
     assert weights + 16 * (64 + 1) == 3_334_951  # the published 3.33 million, with 19 classes
 
 
-def test_channels_that_cannot_be_split_and_too_few_levels_are_refused():
+def test_channels_that_cannot_be_split_and_a_level_alone_are_refused():
     with pytest.raises(
         ConfigError, match=r"48 channels cannot be split in 2 parts of whole groups of 16; .* of 32"
     ):
         create_model("regseg", "regseg", backbone__channels=[16, 16, 32, 48, 48])
     with pytest.raises(ConfigError, match=r"channels needs 5 entries, got \[8\]"):
         create_model("regseg", "regseg", backbone__channels=[8])
-    with pytest.raises(ConfigError, match="RegSeg joins three levels, got 2"):
-        create_model("regseg", "simple", backbone__channels=[8, 8], backbone__strides=[2, 4])
+    with pytest.raises(ConfigError, match=r"RegSeg joins levels, got one alone of stride \(4, 4\)"):
+        create_model("regseg", "simple", backbone__channels=[8], backbone__strides=[4])

@@ -13,13 +13,13 @@ from pixvox.errors import ConfigError
 from pixvox.methods.mean_teacher import MeanTeacher
 from pixvox.structures import Batch, Geometry, Instances
 from pixvox.training.train import train
-from small_heads import small
+from small_heads import over_any_backbone, small
 from small_runs import TINY, logged
 
 SIZES = {2: (48, 64), 3: (16, 32, 48)}
-HEADS = sorted({*list_heads(task="instance"), *list_heads(task="semantic")})
+HEADS = over_any_backbone()
 OF_OBJECTS = list_heads(task="instance")
-CASES = [(head, dims) for dims in (2, 3) for head in list_heads(spatial_dims=dims)]
+CASES = [(head, dims) for dims in (2, 3) for head in over_any_backbone(dims)]
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 

@@ -104,7 +104,8 @@ class PIDNetBranches(Backbone):
     def blocks(self) -> list[nn.Module]:
         """Return the residual blocks."""
         stages = [*self.i_stages, *self.p_stages]
-        return [*(block for stage in stages for block in stage.children()), *self.d_stages]
+        within = (block for stage in stages for block in stage.children() if not isinstance(block, nn.ReLU))
+        return [*within, *self.d_stages]
 
     def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
         """Return the levels that ``branches`` names."""
@@ -183,7 +184,7 @@ def basic_stage(
     """Return basic blocks, activated between each other but not at the end."""
     layers: list[nn.Module] = [BasicBlock(spatial_dims, in_channels, channels, stride, norm_name)]
     for _ in range(count - 1):
-        layers += [nn.ReLU(inplace=True), BasicBlock(spatial_dims, channels, channels, 1, norm_name)]
+        layers += [nn.ReLU(), BasicBlock(spatial_dims, channels, channels, 1, norm_name)]
     return nn.Sequential(*layers)
 
 

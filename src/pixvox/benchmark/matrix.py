@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pixvox.benchmark.processes import context_with, run_alone
 from pixvox.errors import ConfigError
-from pixvox.models import create_model, list_backbones, list_heads
+from pixvox.models import create_model, list_backbones, list_heads, part_class
 from pixvox.structures import Instances, Segmentation
 
 if TYPE_CHECKING:
@@ -38,8 +38,14 @@ SIZES = {2: ((64, 64), (61, 83)), 3: ((16, 32, 32), (9, 37, 25))}
 
 _CLASSES = 3
 
-REFUSALS = {("contourformer", 3): "contours are curves in a plane; for volumes there are the other heads"}
-"""Heads that do not exist for a number of axes, and why."""
+REFUSALS: dict[tuple[str, int | str], str] = {
+    ("contourformer", 3): "contours are curves in a plane; for volumes there are the other heads",
+    (
+        "bisenet",
+        "windowed_vit",
+    ): "its context is that of two levels of different strides, which here are all alike",
+}
+"""Heads that do not exist for a number of axes, or over a backbone, and why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def pairs(
     heads: Sequence[str] | None = None,
     dims: Sequence[int] | None = None,
 ) -> list[Cell]:
-    """Return the cells of a matrix, not checked yet.
+    """Return the cells of a matrix, not checked yet; what is made for each other stands with nothing else.
 
     Args:
         backbones: Their names; by default one of each family.
@@ -110,8 +116,14 @@ def pairs(
     for axes in dims or (2, 3):
         existing = list_backbones(axes)
         over = [name for name in backbones or families(axes) if name in existing]
-        cells += [Cell(backbone, head, axes) for backbone in over for head in under]
+        cells += [Cell(backbone, head, axes) for backbone in over for head in under if _fit(backbone, head)]
     return cells
+
+
+def _fit(backbone: str, head: str) -> bool:
+    """Tell whether a head takes the levels of a backbone: a pyramid, or the branches of its own network."""
+    given, wanted = part_class("backbone", backbone).branches, part_class("head", head).branches
+    return bool(given == wanted)
 
 
 def check(
@@ -134,7 +146,7 @@ def check(
         The cell; an error is its reason, with the step that it came from.
     """
     cell = Cell(backbone, head, spatial_dims, options=dict(options or {}))
-    refusal = REFUSALS.get((head, spatial_dims))
+    refusal = REFUSALS.get((head, spatial_dims)) or REFUSALS.get((head, backbone))
     if refusal:
         return replace(cell, status="refused", reason=refusal)
     sizes = sizes or SIZES[spatial_dims]

@@ -1,4 +1,4 @@
-"""RegSeg's decoder: three levels joined from coarse to fine."""
+"""RegSeg's decoder: levels joined from coarse to fine, the finest with few channels."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pixvox.structures import Features
 
 
 class RegSeg(SemanticHead):
-    """Add the coarsest of the three finest levels to the middle one, and put the finest beside them.
+    """Add each level to the next finer one, and put the finest beside what they become.
 
     "Rethinking Dilated Convolution for Real-time Semantic Segmentation" (Gao, 2021, https://arxiv.org/abs/2111.09957),
-    the decoder of Figure 6, over levels of strides 4, 8 and 16.
+    the decoder of Figure 6, there over levels of strides 4, 8 and 16.
 
     Args:
-        in_channels: Channels of each level, finest first; the first three are used.
+        in_channels: Channels of each level, finest first.
         strides: Strides of each level, per axis in array order.
         num_classes: Classes, background included.
         spatial_dims: 2 for images, 3 for volumes.
-        channels: Channels of the two coarser levels; half of them go on to the finest.
+        channels: Channels of the coarser levels; half of them go on to the finest.
         fine_channels: Channels of the finest level.
         norm: Normalisation, see ``pixvox.layers.norm``.
         losses: Terms by name, called as ``term(logits, labels)``; by default cross-entropy.
@@ -31,7 +31,7 @@ class RegSeg(SemanticHead):
         pseudo_label_threshold: Pixels above this probability teach a student.
 
     Raises:
-        ValueError: If ``spatial_dims`` is not 2 or 3, or there are fewer than three levels.
+        ValueError: If ``spatial_dims`` is not 2 or 3, or there is one level alone.
     """
 
     def __init__(
@@ -54,25 +54,31 @@ class RegSeg(SemanticHead):
             score_threshold=score_threshold,
             pseudo_label_threshold=pseudo_label_threshold,
         )
-        if len(in_channels) < 3:
+        if len(in_channels) < 2:
             raise ValueError(
-                f"RegSeg joins three levels, got {len(in_channels)} of strides {[tuple(s) for s in strides]}; "
-                "choose backbone=regseg, or one that gives out levels of strides 4, 8 and 16"
+                f"RegSeg joins levels, got one alone of stride {tuple(strides[0])}; choose backbone=regseg, or one "
+                "that gives out levels of strides 4, 8 and 16"
             )
+        coarser = len(in_channels) - 1
         self.laterals = nn.ModuleList(
             ConvNormAct(spatial_dims, width, own, 1, 1, norm)
-            for width, own in zip(in_channels, (fine_channels, channels, channels), strict=False)
+            for width, own in zip(in_channels, (fine_channels, *[channels] * coarser), strict=True)
         )
         half = channels // 2
-        self.middle = ConvNormAct(spatial_dims, channels, half, 3, 1, norm)
-        self.fine = ConvNormAct(spatial_dims, half + fine_channels, half, 3, 1, norm)
+        self.middle = nn.ModuleList(
+            ConvNormAct(spatial_dims, channels, channels if i else half, 3, 1, norm)
+            for i in range(coarser - 1)
+        )
+        width = (half if coarser > 1 else channels) + fine_channels
+        self.fine = ConvNormAct(spatial_dims, width, half, 3, 1, norm)
         self.classifier = conv(spatial_dims, half, num_classes, 1)
 
     def scores(self, features: Features, auxiliary: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scores on the finest level; none of them only teach."""
-        fine, middle, coarse = (
-            lateral(level) for lateral, level in zip(self.laterals, features.levels, strict=False)
+        fine, *coarser = (
+            lateral(level) for lateral, level in zip(self.laterals, features.levels, strict=True)
         )
-        middle = self.middle(middle + resize(coarse, middle.shape[2:]))
-        joined = torch.cat([resize(middle, fine.shape[2:]), fine], dim=1)
-        return self.classifier(self.fine(joined)), {}
+        x = coarser.pop()
+        for join, level in zip(reversed(self.middle), reversed(coarser), strict=True):
+            x = join(level + resize(x, level.shape[2:]))
+        return self.classifier(self.fine(torch.cat([resize(x, fine.shape[2:]), fine], dim=1))), {}
