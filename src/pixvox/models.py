@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from pixvox.configuration import CONFIG_FOLDER, compose, override
 from pixvox.errors import ConfigError
 from pixvox.segmenter import PARTS, Segmenter
-from pixvox.signatures import locate
+from pixvox.signatures import locate, nearest
 
 
 def create_model(
@@ -30,7 +30,7 @@ def create_model(
     """Build a model from the names of its parts.
 
     Args:
-        head: A name of ``list_heads()``.
+        head: A name of ``list_heads()``; or of head and backbone together, such as ``"fcn_resnet34"``.
         backbone: A name of ``list_backbones()``; by default the one that the head's configuration names, else
             ``"resnet50"``.
         num_classes: Classes of the data (for instance heads without a background).
@@ -52,7 +52,12 @@ def create_model(
         >>> model.task, model.spatial_dims
         ('semantic', 3)
     """
-    chosen = [f"head={head}"]
+    head, named = split_name(head)
+    if named and backbone:
+        raise ConfigError(
+            f"the name ends with {named[0]}, but backbone={backbone} is given too; leave one of them out"
+        )
+    chosen = [f"head={head}", *named]
     chosen += [f"backbone={backbone}"] if backbone else []
     chosen += [f"neck={neck}"] if neck else []
     chosen += [f"normalizer={normalizer}"]
@@ -81,6 +86,40 @@ def model_of(
     config = compose("model", list(overrides), config_dir)
     model_config = {part: OmegaConf.to_container(config[part], resolve=True) for part in PARTS}
     return Segmenter.from_config({**model_config, "class_names": list(class_names)})
+
+
+def split_name(name: str) -> tuple[str, list[str]]:
+    """Split a name such as torchvision's ``deeplabv3_mobilenet_v3_large``.
+
+    Args:
+        name: Of a head; or of a head, ``_``, and a backbone, to whose name a variant may be added.
+
+    Returns:
+        The head, and the overrides that choose the backbone: none for the name of a head alone.
+
+    Raises:
+        ConfigError: If what comes behind a head is no backbone.
+
+    Example:
+        >>> split_name("fcn"), split_name("fcn_vgg16")
+        (('fcn', []), ('fcn', ['backbone=vgg', 'backbone.variant=16']))
+    """
+    heads = list_heads()
+    head = max((known for known in heads if name.startswith(f"{known}_")), key=len, default=None)
+    if name in heads or head is None:
+        return name, []
+    rest = name.removeprefix(f"{head}_")
+    backbones = list_backbones()
+    if rest in backbones:
+        return head, [f"backbone={rest}"]
+    for family in sorted(backbones, key=len, reverse=True):
+        config: Any = OmegaConf.load(CONFIG_FOLDER / "backbone" / f"{family}.yaml")
+        if rest.startswith(family) and "variant" in config.backbone:
+            variant = rest.removeprefix(family).removeprefix("_")
+            return head, [f"backbone={family}", override("backbone.variant", variant)]
+    raise ConfigError(
+        f"{name!r}: {head} is a head, but there is no backbone {rest!r}; {nearest(rest, backbones)}"
+    )
 
 
 def _place(key: str) -> str:

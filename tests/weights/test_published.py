@@ -143,13 +143,14 @@ def test_each_published_member_tells_what_it_is():
             )
     categories = FCN_Weights.DEFAULT.meta["categories"]
     assert len(categories) == 21 and categories[0] == "__background__"
-    assert set(list_models(with_weights=True)) < set(list_models()) == set(list_heads())
+    assert set(list_models(with_weights=True)) < set(list_heads()) < set(list_models())
+    assert "fcn_vgg16" in list_models()
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("hybrid", "DEFAULT"), {}, "no weights of 'hybrid' are known; there are some of deformable_detr"),
+        (("hybrid", "DEFAULT"), {}, "no weights of 'hybrid' are known; there are some of deeplabv3, deformable_detr"),
         (
             ("fcn", "RESNET50"),
             {},
@@ -198,7 +199,7 @@ def test_torch_hub_lists_helps_and_loads(monkeypatch):
         local.setattr(torch.hub, "_get_cache_or_reload", lambda *_, **__: str(ROOT))
         names = torch.hub.list("owner/pixvox")
         told = torch.hub.help("owner/pixvox", "maskrcnn")
-    assert set(names) == {"load", "create_model", "get_model_weights", "get_weight", *list_heads()}
+    assert set(names) == {"load", "create_model", "get_model_weights", "get_weight", *list_models()}
     assert "num_classes: Classes of the data" in told
     options = {
         "backbone": "simple",
@@ -209,7 +210,22 @@ def test_torch_hub_lists_helps_and_loads(monkeypatch):
     semantic = torch.hub.load(str(ROOT), "fcn", source="local", **options).eval()
     images = torch.rand(2, 3, 20, 28)
     assert semantic(images)["out"].shape == (2, 3, 20, 28) and "aux" not in semantic(images)
-    with_aux = torch.hub.load(str(ROOT), "fcn", source="local", aux_level=-2, **options).eval()
+    with_aux = torch.hub.load(str(ROOT), "fcn", source="local", aux_loss=True, **options).eval()
     assert with_aux(images)["aux"].shape == (2, 3, 20, 28)
+    named = torch.hub.load(str(ROOT), "lraspp_resnet18", source="local", num_classes=3, channels=8).eval()
+    assert named(images)["out"].shape == (2, 3, 20, 28)
     objects = torch.hub.load(str(ROOT), "solov2", source="local", neck__out_channels=8, channels=8, **options)
     assert objects.task == "instance"
+
+
+def test_weights_of_a_pair_are_those_on_its_backbone(monkeypatch):
+    from torchvision.models.segmentation import DeepLabV3_MobileNet_V3_Large_Weights as Theirs
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    theirs = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    monkeypatch.setattr(Theirs, "get_state_dict", lambda *_, **__: theirs.state_dict())
+    model = get_model("deeplabv3_mobilenet_v3_large", "DEFAULT")
+    assert torch.equal(model.head.classifier[2].weight, theirs.classifier[4].weight)
+    assert model.backbone.strides[-1] == (16, 16)
+    with pytest.raises(WeightsError, match="are not those of deeplabv3_resnet50; these are: RESNET50_COCO"):
+        get_model("deeplabv3_resnet50", "RESNET101_COCO_WITH_VOC_LABELS_V1")

@@ -35,6 +35,8 @@ class DeepLabV3(SemanticHead):
         losses: Terms by name, called as ``term(logits, labels)``; by default cross-entropy.
         aux_level: A level, by index, that a second classifier learns from too; None for no such classifier,
             torchvision's models have ``-2``.
+        aux_channels: Channels of the second classifier; by default a quarter of its level's, and not fewer than
+            classes.
         aux_weight: Weight of its terms.
         score_threshold: Not used by semantic heads.
         pseudo_label_threshold: Pixels above this probability teach a student.
@@ -56,6 +58,7 @@ class DeepLabV3(SemanticHead):
         norm: str = "batch",
         losses: Mapping[str, nn.Module] | None = None,
         aux_level: int | None = None,
+        aux_channels: int | None = None,
         aux_weight: float = 0.5,
         score_threshold: float = 0.0,
         pseudo_label_threshold: float = 0.95,
@@ -75,7 +78,9 @@ class DeepLabV3(SemanticHead):
         self.aux_classifier = (
             None
             if aux_level is None
-            else AuxiliaryClassifier(in_channels, aux_level, num_classes, spatial_dims, norm=norm)
+            else AuxiliaryClassifier(
+                in_channels, aux_level, num_classes, spatial_dims, aux_channels, norm=norm
+            )
         )
 
     def scores(self, features: Features, auxiliary: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from pixvox.weights import deformable_detr, lw_detr, mask2former, maskdino, rf_detr, solo
+from pixvox.weights import deformable_detr, lw_detr, mask2former, maskdino, rf_detr, solo, upernet
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
@@ -39,8 +39,8 @@ class Family(Protocol):
         """
 
 
-FAMILIES: tuple[Family, ...] = (mask2former, maskdino, deformable_detr, lw_detr, rf_detr, solo)
-NAMES = "Mask2Former, Mask DINO, Deformable DETR, LW-DETR, RF-DETR and mmdet's SOLO heads"
+FAMILIES: tuple[Family, ...] = (mask2former, maskdino, deformable_detr, lw_detr, rf_detr, solo, upernet)
+NAMES = "Mask2Former, Mask DINO, Deformable DETR, LW-DETR, RF-DETR, UPerNet and mmdet's SOLO heads"
 """Of the families, for messages."""
 
 

@@ -41,10 +41,11 @@ def load(
 
     Args:
         path: A run folder (its best checkpoint; its newest, with a warning, where that is damaged), a
-            ``.ckpt``, a ``.safetensors`` file that pixvox wrote, a state dict of torchvision's Mask R-CNN or FCN, a
-            folder of transformers or an authors' file of a family in ``pixvox.weights.families``; the id of such a
-            model on the Hugging Face hub, as ``"facebook/mask2former-swin-small-coco-instance"``, or weights of
-            torchvision's, as ``MaskRCNN_ResNet50_FPN_Weights.DEFAULT``, or of ``pixvox.weights.published``, as
+            ``.ckpt``, a ``.safetensors`` file that pixvox wrote, a state dict of torchvision's Mask R-CNN or
+            semantic models, a folder of transformers or an authors' file of a family in ``pixvox.weights.families``;
+            the id of such a model on the Hugging Face hub, as ``"facebook/mask2former-swin-small-coco-instance"``, or
+            weights of torchvision's, as ``MaskRCNN_ResNet50_FPN_Weights.DEFAULT``, or of
+            ``pixvox.weights.published``, as
             ``"Mask2Former_Weights.DEFAULT"``: these are fetched once.
         strict: Refuse weights that do not fit; otherwise load those that do.
         trust: Packages beside this one whose classes the file's configuration may name. Nothing else in a
@@ -85,7 +86,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     known = record is not None or any(key.startswith(("backbone.", "neck.", "head.")) for key in state)
     return (
         state
-        if known and not torchvision.is_maskrcnn(state) and not torchvision.is_fcn(state)
+        if known and not torchvision.is_maskrcnn(state) and not torchvision.is_semantic(state)
         else _build_foreign(state, None, file).state_dict()
     )
 
@@ -99,8 +100,8 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
     _refuse_spread(state, source)
     if torchvision.is_maskrcnn(state):
         return torchvision.build_maskrcnn(state, source)
-    if torchvision.is_fcn(state):
-        return torchvision.build_fcn(state, source)
+    if torchvision.is_semantic(state):
+        return torchvision.build_semantic(state, source)
     family = find_family(state, config)
     if family is not None:
         try:
@@ -120,8 +121,8 @@ def _build_foreign(state: Mapping[str, Tensor], config: Mapping[str, Any] | None
         )
     raise WeightsError(
         f"{source}: it holds no record of its model; pixvox.load reads checkpoints and .safetensors files that "
-        f"pixvox wrote, state dicts of torchvision's Mask R-CNN and FCN, and those of {NAMES} (from transformers: "
-        "the folder, with its config.json)"
+        f"pixvox wrote, state dicts of torchvision's Mask R-CNN, FCN, DeepLabV3 and Lite R-ASPP, and those of {NAMES} "
+        "(from transformers: the folder, with its config.json)"
     )
 
 

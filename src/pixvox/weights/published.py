@@ -110,6 +110,37 @@ class FCN_Weights(WeightsEnum):  # noqa: N801
     DEFAULT = RESNET101_COCO_WITH_VOC_LABELS_V1
 
 
+class DeepLabV3_Weights(WeightsEnum):  # noqa: N801
+    """DeepLabV3: COCO's images with VOC's classes."""
+
+    RESNET50_COCO_WITH_VOC_LABELS_V1 = Weights(
+        "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1", "semantic", "COCO, classes of VOC"
+    )
+    RESNET101_COCO_WITH_VOC_LABELS_V1 = Weights(
+        "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1", "semantic", "COCO, classes of VOC"
+    )
+    MOBILENET_V3_LARGE_COCO_WITH_VOC_LABELS_V1 = Weights(
+        "DeepLabV3_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1", "semantic", "COCO, classes of VOC"
+    )
+    DEFAULT = RESNET101_COCO_WITH_VOC_LABELS_V1
+
+
+class LRASPP_Weights(WeightsEnum):  # noqa: N801
+    """Lite R-ASPP: COCO's images with VOC's classes."""
+
+    MOBILENET_V3_LARGE_COCO_WITH_VOC_LABELS_V1 = Weights(
+        "LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1", "semantic", "COCO, classes of VOC"
+    )
+    DEFAULT = MOBILENET_V3_LARGE_COCO_WITH_VOC_LABELS_V1
+
+
+class UPerNet_Weights(WeightsEnum):  # noqa: N801
+    """UPerNet."""
+
+    SWIN_TINY_ADE = Weights("openmmlab/upernet-swin-tiny", "semantic", "ADE20K")
+    DEFAULT = SWIN_TINY_ADE
+
+
 class Mask2Former_Weights(WeightsEnum):  # noqa: N801
     """Mask2Former."""
 
@@ -140,15 +171,36 @@ class LWDETR_Weights(WeightsEnum):  # noqa: N801
 
 _OF_HEAD: dict[str, type[WeightsEnum]] = {
     "maskrcnn": MaskRCNN_Weights, "fcn": FCN_Weights, "mask2former": Mask2Former_Weights,
-    "deformable_detr": DeformableDETR_Weights, "lw_detr": LWDETR_Weights,
+    "deformable_detr": DeformableDETR_Weights, "lw_detr": LWDETR_Weights, "deeplabv3": DeepLabV3_Weights,
+    "lraspp": LRASPP_Weights, "upernet": UPerNet_Weights,
 }  # fmt: skip
 
 
+_KNOWN_WITH: dict[str, tuple[str, ...]] = {
+    "fcn": ("resnet34", "resnet50", "resnet101", "vgg16"),
+    "deeplabv3": ("resnet18", "resnet50", "resnet101", "mobilenet_v3_large"),
+    "lraspp": ("resnet18", "mobilenet_v3_large"),
+    "pspnet": ("resnet50",),
+    "upernet": ("resnet18", "resnet101"),
+    "bisenet": ("resnet18", "resnet50", "xception"),
+    "sfnet": ("resnet18", "resnet101"),
+    "sfnet_lite": ("resnet18", "resnet101"),
+}
+"""Backbones that heads are known with; ``get_model`` takes any other pair by such a name as well."""
+
+
 def list_models(with_weights: bool = False) -> list[str]:
-    """Return the names that ``get_model`` knows: all heads, or those that somebody published weights of."""
+    """Return names that ``get_model`` knows: heads and well-known pairs, or heads that somebody published weights of.
+
+    Example:
+        >>> [name for name in list_models() if name.startswith("deeplabv3_r")]
+        ['deeplabv3_resnet101', 'deeplabv3_resnet18', 'deeplabv3_resnet50']
+    """
     from pixvox.models import list_heads
 
-    return sorted(_OF_HEAD) if with_weights else list_heads()
+    heads = list_heads()
+    pairs = [f"{head}_{backbone}" for head in heads for backbone in _KNOWN_WITH.get(head, ())]
+    return sorted(_OF_HEAD) if with_weights else sorted([*heads, *pairs])
 
 
 def get_model_weights(name: str) -> type[WeightsEnum]:
@@ -201,7 +253,8 @@ def get_model(name: str, weights: Enum | str | None = None, **options: Any) -> S
     """Return a model by the name of its head: with published weights, or new.
 
     Args:
-        name: A head.
+        name: A head; or a head and a backbone, such as ``"deeplabv3_resnet50"``, whose ``"DEFAULT"`` weights then are
+            those on that backbone.
         weights: A member of its enumeration or torchvision's, the member's name, or ``"DEFAULT"``; None for random
             weights.
         options: Of a new model: those of ``create_model``. Published weights come with theirs.
@@ -213,19 +266,31 @@ def get_model(name: str, weights: Enum | str | None = None, **options: Any) -> S
         from pixvox.models import create_model
 
         return create_model(head=name, **options)
-    enumeration = get_model_weights(name)
+    from pixvox.models import split_name
+
+    head, _ = split_name(name)
+    enumeration = get_model_weights(head)
+    of_name = _of_backbone(enumeration, name.removeprefix(head).removeprefix("_"))
+    if isinstance(weights, str) and weights.rpartition(".")[2] == "DEFAULT" and of_name:
+        weights = of_name[-1] if enumeration["DEFAULT"] not in of_name else enumeration["DEFAULT"]
     if isinstance(weights, str):
         full = weights if "." in weights else f"{enumeration.__name__}.{weights}"
         weights = get_weight(full)
     elif not isinstance(weights, WeightsEnum):  # torchvision's own
         weights = get_weight(str(weights))
-    if not isinstance(weights, enumeration):
-        raise WeightsError(
-            f"{weights} are not those of {name}; these are: {', '.join(enumeration.__members__)}"
-        )
+    if weights not in of_name:
+        known = ", ".join(member.name for member in of_name) or "none"
+        raise WeightsError(f"{weights} are not those of {name}; these are: {known}")
     if options:
         raise WeightsError(
             f"published weights come with their model, and {', '.join(options)} would change it; to train another one "
-            f"that starts from them: pixvox train head={name} weights={enumeration.__name__}.{weights.name}"
+            f"that starts from them: pixvox train head={head} weights={enumeration.__name__}.{weights.name}"
         )
     return weights.load()
+
+
+def _of_backbone(enumeration: type[WeightsEnum], backbone: str) -> list[WeightsEnum]:
+    """Return the members whose names begin with a backbone's, all for none."""
+    return [
+        member for member in enumeration if not backbone or member.name.startswith(f"{backbone.upper()}_")
+    ]

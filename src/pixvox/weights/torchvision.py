@@ -1,4 +1,4 @@
-"""Weights of torchvision's Mask R-CNN, both versions, and FCN.
+"""Weights of torchvision's Mask R-CNN, both versions, FCN, DeepLabV3 and Lite R-ASPP.
 
 torchvision's Mask R-CNN puts the background first, predicts boxes and masks for it too, and resizes images inside to
 a shortest side of 800 pixels. Here the background is last, has no boxes and masks, and the resize belongs to the
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pixvox.errors import WeightsError
 from pixvox.weights.checkpoint import load_state
+from pixvox.weights.renaming import Rename, renamed
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -27,7 +28,33 @@ MASKRCNN_KEY = "roi_heads.mask_predictor.mask_fcn_logits.weight"
 
 _SOURCE = Path("torchvision's weights")
 
-_FCN_KEYS = {"backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"}
+_SEMANTIC_KEYS = {
+    "fcn": "classifier.0.weight",
+    "deeplabv3": "classifier.0.convs.0.0.weight",
+    "lraspp": "classifier.cbr.0.weight",
+}
+"""A key of each semantic head, and of no other."""
+
+_FCN_HEAD: list[Rename] = [(r"0\.(.*)", r"0.0.\1"), (r"1\.(.*)", r"0.1.\1"), (r"4\.(.*)", r"2.\1")]
+"""Convolution, norm and scores stand at 0, 1 and 4 there; here the first two are one block."""
+
+_SEMANTIC: dict[str, tuple[str, list[Rename]]] = {
+    "fcn": ("classifiers.0.", _FCN_HEAD),
+    "deeplabv3": ("classifier.", [
+        (r"0\.convs\.0\.(.*)", r"0.point.\1"),
+        (r"0\.convs\.([123])\.(.*)", lambda match: f"0.neighbourhoods.{int(match[1]) - 1}.{match[2]}"),
+        (r"0\.convs\.4\.([12])\.(.*)", lambda match: f"0.whole.{int(match[1]) - 1}.{match[2]}"),
+        (r"0\.project\.(.*)", r"0.projection.0.\1"),
+        (r"([12])\.(.*)", lambda match: f"1.{int(match[1]) - 1}.{match[2]}"),
+        (r"4\.(.*)", r"2.\1"),
+    ]),
+    "lraspp": ("", [
+        (r"cbr\.(.*)", r"reduction.\1"),
+        (r"scale\.1\.(.*)", r"scale.0.\1"),
+        (r"((?:low|high)_classifier\..*)", r"\1"),
+    ]),
+}  # fmt: skip
+"""For each semantic head, what ``classifier.`` is called here, and the names behind it."""
 
 _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^backbone\.body\.", "backbone.network."),
@@ -46,6 +73,8 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^roi_heads\.box_predictor\.bbox_pred\.", "head.box_branch.deltas."),
 ]
 """torchvision's names and ours, but for the mask branch, where they depend on what is between the convolutions."""
+
+_MOBILENET_KEY = "backbone.0.0.weight"
 
 _EPS = 1e-5
 """What norms of networks add to the variance; those of torchvision's COCO_V1 add nothing."""
@@ -160,44 +189,61 @@ def build_maskrcnn(state: Mapping[str, Tensor], source: Path = _SOURCE) -> Segme
     return _with_weights(model, convert_maskrcnn(state), source)
 
 
-def is_fcn(state: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state dict is one of torchvision's FCN."""
-    return state.keys() >= _FCN_KEYS and state["classifier.0.weight"].shape[2:] == (3, 3)
+def is_semantic(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict is one of torchvision's FCN, DeepLabV3 or Lite R-ASPP."""
+    return _semantic_head(state) is not None
 
 
-def build_fcn(state: Mapping[str, Tensor], source: Path = _SOURCE) -> Segmenter:
-    """Build the model that a state dict of torchvision's FCN belongs to, with its weights.
+def _semantic_head(state: Mapping[str, Tensor]) -> str | None:
+    if _MOBILENET_KEY not in state and "backbone.conv1.weight" not in state:
+        return None
+    found = (head for head, key in _SEMANTIC_KEYS.items() if key in state and state[key].dim() == 4)
+    return next(found, None)
+
+
+def build_semantic(state: Mapping[str, Tensor], source: Path = _SOURCE) -> Segmenter:
+    """Build the model that a state dict of torchvision's semantic models belongs to, with its weights.
 
     Raises:
-        WeightsError: If weights are missing, or not those of a ResNet.
+        WeightsError: If weights are missing or not known, or not those of a ResNet or MobileNetV3.
     """
     from pixvox.models import create_model
 
-    num_classes = len(state["classifier.4.bias"])
+    head = _semantic_head(state) or "fcn"
+    mobile = _MOBILENET_KEY in state
+    last = "classifier.low_classifier.bias" if head == "lraspp" else "classifier.4.bias"
+    if last not in state:
+        raise WeightsError(f"{source}: the weights of torchvision's {head} lack {last}")
+    options: dict[str, Any] = {
+        "fcn": {"in_levels": [-1]}, "deeplabv3": {"atrous_rates": [12, 24, 36]}, "lraspp": {},
+    }[head]  # fmt: skip
+    if "aux_classifier.4.bias" in state:
+        options["aux_level"] = -3 if mobile else -2
+        if head == "deeplabv3":
+            options["aux_channels"] = len(state["aux_classifier.4.weight"][0])
+    num_classes = len(state[last])
     model = create_model(
-        head="fcn",
-        backbone=_resnet(state, "backbone."),
+        head=head,
+        backbone="mobilenet_v3" if mobile else _resnet(state, "backbone."),
         num_classes=num_classes,
         normalizer="imagenet",
         class_names=_voc_names(num_classes),
-        backbone__output_stride=8,
-        in_levels=[-1],
-        aux_level=-2 if "aux_classifier.4.bias" in state else None,
+        backbone__output_stride=16 if mobile else 8,
+        **options,
     )
     model.config["inference"] = {"resize": "shortest", "size": 520}
-    # Convolution, norm and scores stand at 0, 1 and 4 there; here the first two are one block.
-    places = {"0": "0.0", "1": "0.1", "4": "2"}
-    converted = {}
-    for key, value in state.items():
-        branch = re.match(r"^(aux_)?classifier\.([014])\.(\w+)$", key)
-        if branch:
-            name = (
-                f"head.{'aux_classifier' if branch[1] else 'classifiers.0'}.{places[branch[2]]}.{branch[3]}"
-            )
-        else:
-            name = key.replace("backbone.", "backbone.network.", 1)
-        converted[name] = value
-    return _with_weights(model, converted, source)
+    return _with_weights(model, {_semantic_name(key, head): value for key, value in state.items()}, source)
+
+
+def _semantic_name(key: str, head: str) -> str:
+    part, _, rest = key.partition(".")
+    if part == "backbone":
+        return f"backbone.network.{rest}"
+    place, table = ("aux_classifier.", _FCN_HEAD) if part == "aux_classifier" else _SEMANTIC[head]
+    name = renamed(rest, table)
+    if name is None:
+        raise WeightsError(f"torchvision's key {key!r} has no counterpart in {head} here")
+    return f"head.{place}{name}"
 
 
 def _with_weights(model: Segmenter, state: dict[str, Tensor], source: Path) -> Segmenter:
