@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 
 from pixvox.losses.boundary import Boundary
+from pixvox.losses.class_overlaps import _sums_by_class, class_overlaps
 from pixvox.losses.cross_entropy import CrossEntropy
 from pixvox.losses.dice import Dice
 from pixvox.losses.focal import Focal
@@ -156,7 +157,9 @@ def test_two_processes_have_the_gradient_of_one_with_all_images():
 def test_a_label_that_is_no_class_is_refused(name):
     logits, labels = batch((6, 7))
     labels[0, 3, 3] = 3
-    with pytest.raises((ValueError, IndexError), match=r"label 3, but 3 classes|Target 3 is out of bounds"):
+    with pytest.raises(
+        (ValueError, IndexError), match=r"labels \[3\] are none of the 3 classes|Target 3 is out of bounds"
+    ):
         LOSSES[name](logits, labels)
 
 
@@ -207,9 +210,26 @@ def test_dice_of_a_certain_right_answer_is_zero_whatever_is_ignored():
     assert float(Dice()(logits, labels)) == pytest.approx(0, abs=1e-5)
 
 
-def test_dice_knows_each_pixel_of_more_than_float32_can_count():
-    """Sixteen million ones, added one by one in float32, stay where they are."""
-    size = (2**12, 2**12 + 2)
-    labels = torch.zeros(1, *size, dtype=torch.int64)
-    logits = torch.tensor([9.0, -9.0]).view(1, 2, 1, 1).expand(1, 2, *size)
-    assert float(Dice()(logits, labels)) < 1e-6
+def test_more_pixels_than_float32_counts_are_added_up():
+    """What is 2**24 already stays as it is when ones are added to it one by one."""
+    values = torch.ones(2, 1000)
+    values[0], values[0, 0] = 0, 2**24
+    assert _sums_by_class(values, torch.zeros(2, 1000, dtype=torch.int64), 2).tolist() == [2**24 + 1000, 0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("ignore_index", [255, -100, 0])
+def test_overlaps_have_the_gradient_of_their_formula(size, ignore_index):
+    logits, labels = batch(size)
+    labels[labels == 255] = ignore_index
+    valid = (labels != ignore_index)[:, None]
+    probabilities = logits.softmax(1) * valid
+    truth = F.one_hot(labels.clamp(0, 2), 3).movedim(-1, 1) * valid
+    axes = [0, *range(2, logits.dim())]
+    plain = torch.stack([(probabilities * truth).sum(axes), probabilities.sum(axes), truth.sum(axes)])
+    found = class_overlaps(logits, labels, ignore_index)
+    torch.testing.assert_close(found, plain)
+    slopes = [
+        torch.autograd.grad((sums * torch.arange(9.0).view(3, 3)).sum(), logits)[0] for sums in (found, plain)
+    ]
+    torch.testing.assert_close(*slopes)

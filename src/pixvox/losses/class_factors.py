@@ -92,13 +92,16 @@ def class_counts(
         >>> class_counts(torch.tensor([0, 2, 2, 255]), 3, ignore_index=255).tolist()
         [1, 0, 2]
     """
-    # What is ignored comes first, so that a label beyond the classes makes the counts longer.
-    counts = torch.bincount(
-        torch.where(labels == ignore_index, 0, labels + 1).flatten(), minlength=num_classes + 1
-    )
-    if len(counts) > num_classes + 1:
+    flat = labels.flatten()
+    if ignore_index < 0:
+        flat = flat[flat != ignore_index]
+    counts = torch.bincount(flat, minlength=num_classes)
+    if 0 <= ignore_index < len(counts):
+        counts[ignore_index] = 0
+    strange = (counts[num_classes:].nonzero().flatten() + num_classes).tolist()
+    if strange:
         raise ValueError(
-            f"there is a label {len(counts) - 2}, but {num_classes} classes are predicted: labels are 0 to "
+            f"labels {strange} are none of the {num_classes} classes that are predicted: labels are 0 to "
             f"{num_classes - 1}, and {ignore_index} for what is left out"
         )
-    return counts[1:]
+    return counts[:num_classes]

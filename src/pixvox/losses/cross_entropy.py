@@ -48,12 +48,13 @@ class CrossEntropy(nn.Module):
         self, logits: Float[Tensor, "batch classes *spatial"], labels: Int[Tensor, "batch *spatial"]
     ) -> Float[Tensor, ""]:
         """Return the mean over the pixels that count, in all processes that share a step."""
-        counts = class_counts(labels, logits.shape[1], self.ignore_index)
-        if self.class_weights is not None:
-            check_length(self.class_weights, len(counts))
-            counts = counts * self.class_weights
+        if self.class_weights is None:
+            total = (labels != self.ignore_index).sum()
+        else:
+            check_length(self.class_weights, logits.shape[1])
+            total = (class_counts(labels, logits.shape[1], self.ignore_index) * self.class_weights).sum()
         loss = pixel_cross_entropy(
             logits, labels, self.ignore_index, self.class_weights, self.label_smoothing, reduction="sum"
         )
         # Weights may add up to less than 1; where nothing counts the sum above is 0.
-        return self.weight * loss / world_mean(counts.sum(), minimum=torch.finfo(torch.float32).tiny)
+        return self.weight * loss / world_mean(total, minimum=torch.finfo(torch.float32).tiny)
