@@ -79,7 +79,7 @@ class Procedure:
             )
 
     @classmethod
-    def of(cls, model: Segmenter, given: Mapping[str, Any] | None = None) -> Procedure:
+    def of(cls, model: Segmenter, given: Mapping[Any, Any] | None = None) -> Procedure:
         """Return the procedure that the model was saved with, changed by what is given.
 
         Args:
@@ -121,7 +121,7 @@ class Procedure:
         return result
 
 
-def merged(trained: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merged(trained: Mapping[str, Any], given: Mapping[Any, Any]) -> dict[str, Any]:
     """Return options with those given in front; what is None was not given, and groups are merged.
 
     Example:
