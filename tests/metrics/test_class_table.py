@@ -3,9 +3,13 @@ import csv
 import pytest
 import torch
 
+from class_maps import blobs
 from pixvox.data.metadata import Metadata
 from pixvox.errors import ConfigError
+from pixvox.metrics import boundary_iou, surface_distances
+from pixvox.metrics.boundary_iou import BoundaryIoU
 from pixvox.metrics.collection import default_metrics
+from pixvox.metrics.surface_distances import SurfaceDistances
 from pixvox.structures import Geometry, Instances, Segmentation
 
 
@@ -57,3 +61,21 @@ def test_other_tasks_have_no_table_of_classes_and_no_scores_of_class_maps():
     assert metrics.class_table() is None
     with pytest.raises(ConfigError, match="scores of class maps, but the task is 'instance'"):
         default_metrics(metadata, boundary_iou=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "metric", "kept"),
+    [(boundary_iou, BoundaryIoU, "_counts"), (surface_distances, SurfaceDistances, "_images")],
+)
+def test_parts_of_two_processes_give_the_scores_of_one(module, metric, kept, monkeypatch):
+    images = [
+        [Segmentation(class_map=blobs(seed + part, (12, 17), 3)) for part in (0, 1)] for seed in (0, 2, 4)
+    ]
+    together, first, second = metric(3), metric(3), metric(3)
+    for index, (found, truth) in enumerate(images):
+        together.update([found], [truth])
+        (second if index == 1 else first).update([found], [truth])
+    expected = together.compute()
+    others = getattr(second, kept)
+    monkeypatch.setattr(module, "gather", lambda items: items + (others if kept == "_images" else [others]))
+    assert first.compute() == pytest.approx(expected)

@@ -79,7 +79,7 @@ def test_ignored_voxels_are_no_surface():
     true = torch.zeros(5, 20, dtype=torch.int64)
     true[:, 14:] = 1
     true[:, 4:9] = 255
-    predicted = torch.where(true == 255, 1, true)
+    predicted = torch.where(true == 255, 0, true)
     results = score([(predicted, true)], 2).compute()
     assert (results["HD95"], results["ASSD"], results["NSD"]) == (0.0, 0.0, 1.0)
 

@@ -151,4 +151,6 @@ def _in_windows(
         covered = extreme(covered[:-length], covered[length:])
         length *= 2
     rest = window - length
-    return np.moveaxis(extreme(covered[: len(lines)], covered[rest : rest + len(lines)]), 0, axis)
+    found = extreme(covered[: len(lines)], covered[rest : rest + len(lines)])
+    result: npt.NDArray[np.integer] = np.moveaxis(found, 0, axis)
+    return result

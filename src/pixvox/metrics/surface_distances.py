@@ -162,7 +162,8 @@ def surface(
         marks[1:] |= steps
         marks[:-1] |= steps
         marks[0] = marks[-1] = True
-    return result & known
+    result &= known
+    return result
 
 
 def _by_class(

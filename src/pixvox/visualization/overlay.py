@@ -216,7 +216,8 @@ def legend_patches(segmentations: Sequence[Segmentation]) -> list[Patch]:
             continue
         labels = torch.unique(segmentation.class_map)
         if not ignored and bool((labels == segmentation.ignore_index).any()):
-            ignored = [Patch(facecolor=np.array(IGNORE_COLOR) / 255, label="ignored")]
+            red, green, blue = (value / 255 for value in IGNORE_COLOR)
+            ignored = [Patch(facecolor=(red, green, blue), label="ignored")]
         present = [int(i) for i in labels if i >= 0 and i != segmentation.ignore_index]
         names = segmentation.class_names
         colors, drawn = class_colors(names, max([len(names), *(label + 1 for label in present)]))
