@@ -133,7 +133,8 @@ def band(
         highest = _in_windows(np.maximum, highest, reach, axis)
         near_end = np.moveaxis(outside, axis, 0)
         near_end[:reach] = near_end[max(0, len(near_end) - reach) :] = True
-    return known & (outside | (lowest != highest))
+    result: npt.NDArray[np.bool_] = known & (outside | (lowest != highest))
+    return result
 
 
 def _in_windows(
