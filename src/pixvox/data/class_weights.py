@@ -9,7 +9,7 @@ import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -70,14 +70,14 @@ def class_weights(pixels: Sequence[int], weighting: ClassWeighting, absent: Lite
     if not present.any():
         raise ValueError("class weights need pixels of one class at least, and there are none")
     sizes = counts[present]
-    median = np.median(sizes)
+    median = np.median(sizes, keepdims=True)
     if weighting == "effective":
-        sizes = _effective_numbers(sizes, median)
-        median = np.median(sizes)
-    elif weighting != "inverse":
-        sizes, median = (
-            np.sqrt(n) if weighting == "sqrt" else np.log(np.maximum(n, 2)) for n in (sizes, median)
-        )
+        sizes = _effective_numbers(sizes, float(median[0]))
+        median = np.median(sizes, keepdims=True)
+    elif weighting == "sqrt":
+        sizes, median = np.sqrt(sizes), np.sqrt(median)
+    elif weighting == "log":
+        sizes, median = np.log(np.maximum(sizes, 2)), np.log(np.maximum(median, 2))
     weights = np.full(len(counts), float(absent))
     weights[present] = median / sizes
     return [float(weight) for weight in weights]
@@ -115,7 +115,11 @@ def count_pixels(
         True
     """
     key = hashlib.sha256(json.dumps(identity(dataset), sort_keys=True).encode()).hexdigest()
-    stamp = {"dataset": key, "files": file_state(dataset), "class_names": list(dataset.metadata.class_names)}
+    stamp: dict[str, Any] = {
+        "dataset": key,
+        "files": file_state(dataset),
+        "class_names": list(dataset.metadata.class_names),
+    }
     file = Path(folder or cache_folder()) / f"class_pixels-{key[:16]}.json"
     counts = _read(file, stamp)
     if counts is None:
@@ -183,7 +187,7 @@ def _count(dataset: Dataset, num_workers: int, skip_bad: bool) -> list[int]:
     return [int(count) for count in total]
 
 
-def _read(file: Path, stamp: dict[str, object]) -> list[int] | None:
+def _read(file: Path, stamp: dict[str, Any]) -> list[int] | None:
     """Return the counts of a file that belongs to ``stamp``; None when there is none."""
     try:
         content = json.loads(file.read_text())
@@ -193,7 +197,7 @@ def _read(file: Path, stamp: dict[str, object]) -> list[int] | None:
     return counts if content == stamp else None
 
 
-def _write(file: Path, content: dict[str, object]) -> None:
+def _write(file: Path, content: dict[str, Any]) -> None:
     """Keep counts for the next training; where that cannot be done they are counted again."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -71,4 +71,5 @@ class Dice(nn.Module):
         dice = (2 * shared + self.smooth) / (predicted + true + self.smooth)
         # Where no class counts, the sum of factors is 0 as well.
         total = factors.sum().clamp(min=torch.finfo(torch.float32).tiny)
-        return self.weight * (factors * (1 - dice)).sum() / total
+        loss: Tensor = self.weight * (factors * (1 - dice)).sum() / total
+        return loss

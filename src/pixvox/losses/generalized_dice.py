@@ -51,10 +51,12 @@ class GeneralizedDice(nn.Module):
         if not self.include_background:
             present[0] = False
         if not present.any():
-            return 0.0 * shared.sum()
+            nothing: Tensor = 0.0 * shared.sum()
+            return nothing
         volumes = true[present]
         # The rarest class weighs 1: plain 1 / volume^2 would vanish beside ``smooth`` in large images.
         factors = (volumes.min() / volumes).square()
         overlap = 2 * (factors * shared[present]).sum() + self.smooth
         total = (factors * (predicted + true)[present]).sum() + self.smooth
-        return self.weight * (1 - overlap / total)
+        loss: Tensor = self.weight * (1 - overlap / total)
+        return loss

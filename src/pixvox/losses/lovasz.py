@@ -60,7 +60,7 @@ class Lovasz(nn.Module):
         """Return the mean over batches or images with labels, in all processes that share a step."""
         probabilities = logits.float().softmax(dim=1)
         size = 1 if self.per_image else max(len(labels), 1)
-        parts = zip(probabilities.split(size), labels.split(size), strict=True)
+        parts = zip(torch.split(probabilities, size), torch.split(labels, size), strict=True)
         losses = [loss for part in parts if (loss := self._of_part(*part)) is not None]
         total = sum(losses, 0.0 * probabilities.sum())
         return self.weight * total / world_mean(len(losses))
