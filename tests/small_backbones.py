@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dino": {"feature_layer": 2},
     "dinov3": {"feature_layer": 2},
     "enet": {"channels": [16, 16]},
+    "mobilenet_v3": {"variant": "small"},
     "mobilenetv3": {"variant": "small_050"},
     "pidnet": {"channels": 4, "scale_channels": 4},
     "regseg": {"channels": [4, 4, 8, 8, 8], "dilations": [[1], [1, 2]], "group_width": 4},

@@ -1,11 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 from monai.networks.nets import DynUNet
+from safetensors.torch import load_file
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 
 from parity import assert_near, randomise
 from pixvox.heads.unet import UNet
 from semantic_cases import features
+
+RECORDED = Path(__file__).parents[1] / "fixtures" / "unet" / "decoder.safetensors"
 
 
 def in_order(head, reference):
@@ -84,6 +89,43 @@ def test_equals_monais_with_strides_per_axis_and_deep_supervision(dims):
         assert list(auxiliary) == ["aux1"]
         # MONAI resizes to the nearest pixel.
         assert_near(torch.nn.functional.interpolate(auxiliary["aux1"], size), expected[:, 1])
+
+
+NNUNET = {
+    "plane": ((3, 4, 5, 6), ((1, 1), (2, 2), (4, 4), (8, 8)), 3),
+    "volume": ((2, 3, 4), ((1, 1, 1), (1, 2, 2), (2, 4, 4)), (3, (1, 3, 3))),
+}
+
+
+@pytest.mark.parametrize("case", NNUNET)
+def test_equals_nnunets_at_every_depth(case):
+    recorded = {
+        key.removeprefix(f"{case}."): v for key, v in load_file(RECORDED).items() if key.startswith(case)
+    }
+    channels, strides, kernels = NNUNET[case]
+    kernels = kernels if isinstance(kernels, tuple) else (kernels,) * 3
+    head = UNet(channels, strides, 3, len(strides[0]), kernel_sizes=kernels, convs=1)
+    classifiers = [
+        *reversed(head.aux_classifiers),
+        head.classifier,
+    ]  # nnU-Net's coarsest scores count for nothing
+    with torch.no_grad():
+        for i, (up, step) in enumerate(zip(head.ups, head.steps, strict=True)):
+            parts = {"up": up.conv, "conv": step[0], "norm": step[1]}
+            if i:
+                parts["scores"] = classifiers[i - 1]
+            for name, part in parts.items():
+                for key, value in part.state_dict().items():
+                    value.copy_(recorded[f"weights.{i}.{name}.{key}"])
+    levels = [recorded[f"level{i}"] for i in range(len(channels))]
+    case = features(channels, strides, tuple(levels[0].shape[2:]))
+    case.levels = tuple(levels)
+    with torch.no_grad():
+        scores, auxiliary = head.scores(case, auxiliary=True)
+    assert_near(scores, recorded["scores0"])
+    assert len(auxiliary) == len(channels) - 3
+    for i, maps in enumerate(auxiliary.values(), 1):
+        assert_near(maps, recorded[f"scores{i}"])
 
 
 def test_weights_of_coarser_steps_halve():
