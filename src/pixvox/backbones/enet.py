@@ -18,10 +18,8 @@ from pixvox.structures import Size
 if TYPE_CHECKING:
     from pixvox.data.fingerprint import Fingerprint
 
-_SECTION: tuple[dict[str, int], ...] = (
-    {}, {"dilation": 2}, {"asymmetric": 5}, {"dilation": 4}, {}, {"dilation": 8}, {"asymmetric": 5}, {"dilation": 16},
-)  # fmt: skip
-"""Bottlenecks of stage 2, which stage 3 repeats."""
+_SECTION = ((1, 0), (2, 0), (1, 5), (4, 0), (1, 0), (8, 0), (1, 5), (16, 0))
+"""Dilation, and length of the asymmetric convolution, of the bottlenecks of stage 2, which stage 3 repeats."""
 
 _FIRST_CHANNELS = 13
 """Channels of the first convolution; the pooled image stands beside them."""
@@ -78,8 +76,8 @@ class ENetEncoder(Backbone):
         self.stage2 = nn.Sequential(
             Downsampling(spatial_dims, near, far, steps[2], dropout[1], norm_name),
             *(
-                Bottleneck(spatial_dims, far, dropout=dropout[1], norm_name=norm_name, **kind)
-                for kind in 2 * _SECTION
+                Bottleneck(spatial_dims, far, dilation, asymmetric, dropout[1], norm_name)
+                for dilation, asymmetric in 2 * _SECTION
             ),
         )
 

@@ -224,7 +224,8 @@ class PixelAttention(nn.Module):
         size = x.shape[2:]
         other = self.compress(other)
         alike = (self.own(x) * resize(self.other(other), size)).sum(dim=1, keepdim=True).sigmoid()
-        return (1 - alike) * x + alike * resize(other, size)
+        mixed: Tensor = (1 - alike) * x + alike * resize(other, size)
+        return mixed
 
 
 class PooledScales(nn.Module):

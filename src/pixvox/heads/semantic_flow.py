@@ -72,7 +72,8 @@ class GatedDualFlowAlignment(FlowAlignment):
             maps = (reduced[0], fine)
             seen = [x.mean(dim=1, keepdim=True) for x in maps] + [x.amax(dim=1, keepdim=True) for x in maps]
         share = self.gate(torch.cat(seen, dim=1)).sigmoid()
-        return warp(coarse, towards_fine) * share + warp(fine, towards_coarse) * (1 - share)
+        mixed: Tensor = warp(coarse, towards_fine) * share + warp(fine, towards_coarse) * (1 - share)
+        return mixed
 
 
 class ContextPooling(nn.Module):

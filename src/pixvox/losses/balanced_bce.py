@@ -42,4 +42,5 @@ class BalancedBCE(nn.Module):
         of_positive, of_negative, positives, negatives = world_sum(sums)
         count = (positives + negatives).detach().clamp(min=1)
         weighed = of_positive * negatives.detach() + of_negative * positives.detach()
-        return self.weight * weighed / count**2
+        loss: Tensor = self.weight * weighed / count**2
+        return loss
