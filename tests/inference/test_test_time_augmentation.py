@@ -128,3 +128,17 @@ def test_wrong_options_are_named():
     ):
         with pytest.raises(ConfigError, match=message):
             predict(model, image, tta=tta)
+
+
+def test_left_and_right_classes_of_a_mirror_image_change_places():
+    # A network that calls the left half 1 and the right half 2, whatever it shows.
+    def halves(images, ranges):
+        side = torch.arange(images.shape[-1]) >= images.shape[-1] / 2
+        left, right = (9.0 * part.expand(1, 1, *images.shape[2:]) for part in (~side, side))
+        return torch.cat([torch.zeros_like(left), left, right], dim=1)
+
+    image = torch.zeros(1, 1, 3, 6)
+    named = Augmented(halves, flips=(-1,), flip_pairs=[(1, 2)])(image, RANGE)
+    torch.testing.assert_close(named.softmax(1), halves(image, RANGE).softmax(1))
+    torn = Augmented(halves, flips=(-1,))(image, RANGE).softmax(1)
+    torch.testing.assert_close(torn[:, 1], torn[:, 2])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor
 
+from pixvox.data.label_space import label_space_of
 from pixvox.data.transforms.crop import axis_lengths
 from pixvox.errors import ConfigError
 from pixvox.heads.head import Outputs
@@ -69,7 +70,9 @@ class Procedure:
         if tta:
             _check_class_maps(model, "test-time augmentation")
             _check_flips(tta.get("flips") or (), model.spatial_dims)
-            scores = _build(Augmented, "tta", tta, scores=scores)
+            space = label_space_of(tuple(model.class_names))
+            pairs = () if space is None else space.flip_pairs
+            scores = _build(Augmented, "tta", tta, scores=scores, flip_pairs=pairs)
         self.pieces: Tiled | AtOnce | None = AtOnce(scores) if tta else None
         if tile_size:
             _check_class_maps(model, "tiling")

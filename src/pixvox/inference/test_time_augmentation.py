@@ -46,6 +46,7 @@ class Augmented:
             the image as it is takes part always.
         merge: ``"mean_logit"``; ``"mean_probability"``; ``"max_probability"``, so that the surest view counts; or
             ``"vote"``, where a draw goes to the greater mean probability.
+        flip_pairs: Classes that change places in a mirror, such as left and right arms.
 
     Raises:
         ConfigError: If an option has no such value, or there is nothing to merge.
@@ -67,6 +68,7 @@ class Augmented:
         rotations: Sequence[float] = (0.0,),
         product: bool = True,
         merge: Merge = "mean_probability",
+        flip_pairs: Sequence[tuple[int, int]] = (),
     ) -> None:
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise ConfigError(
@@ -83,6 +85,7 @@ class Augmented:
         self.scores = scores
         self.views = views(scales, flips, rotations, product)
         self.merge = merge
+        self.flip_pairs = flip_pairs
 
     def __call__(
         self, images: Float[Tensor, "batch channels *spatial"], ranges: Float[Tensor, "batch channels 2"]
@@ -93,13 +96,22 @@ class Augmented:
         weights: Tensor | float = 0.0
         for view in self.views:
             logits, weight = view.undo(self.scores(view.apply(images), ranges), tuple(images.shape[2:]))
-            said = evidence(logits.float()) * weight
+            said = evidence(self._own_sides(logits.float(), view)) * weight
             total = said if isinstance(total, float) else join(total, said)
             weights = weights + weight
         if self.merge == "mean_logit":
             return torch.as_tensor(total / weights)
         shares = torch.as_tensor(total)
         return log_probabilities(shares / shares.sum(dim=1, keepdim=True))
+
+    def _own_sides(self, logits: Tensor, view: View) -> Tensor:
+        """Return the scores of a view with left and right exchanged where it is a mirror image."""
+        if len(view.flips) % 2 == 0 or not self.flip_pairs:
+            return logits
+        order = list(range(logits.shape[1]))
+        for left, right in self.flip_pairs:
+            order[left], order[right] = right, left
+        return logits[:, order]
 
 
 def _vote(logits: Tensor) -> Tensor:
