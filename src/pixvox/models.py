@@ -101,8 +101,8 @@ def split_name(name: str) -> tuple[str, list[str]]:
         ConfigError: If what comes behind a head is no backbone.
 
     Example:
-        >>> split_name("fcn"), split_name("fcn_vgg16")
-        (('fcn', []), ('fcn', ['backbone=vgg', 'backbone.variant=16']))
+        >>> split_name("fcn"), split_name("upernet_swin_tiny")
+        (('fcn', []), ('upernet', ['backbone=swin', 'backbone.variant=tiny']))
     """
     heads = list_heads()
     head = max((known for known in heads if name.startswith(f"{known}_")), key=len, default=None)
