@@ -96,7 +96,7 @@ def test_the_whole_matrix_has_each_family_under_each_head_once():
     seed = {"simple", "dino", "sam", "swin", "convnext", "repvgg", "resnet"}
     assert seed <= {cell.backbone for cell in cells if cell.spatial_dims == 2}
     assert run(["benchmark", "matrix", "--dims", "two"]) == 2
-    with pytest.raises(ConfigError, match="--heads: 'nope' is none of contourformer"):
+    with pytest.raises(ConfigError, match="--heads: 'nope' is none of bisenet, "):
         pairs(heads=["nope"])
 
 

@@ -111,19 +111,15 @@ def pairs(
         unknown = [value for value in given or () if value not in existing]
         if unknown:
             raise ConfigError(f"--{what}: {unknown[0]!r} is none of {', '.join(map(str, existing))}")
-    under = heads or list_heads()
+    under = {name: part_class("head", name).branches for name in heads or list_heads()}
     cells = []
     for axes in dims or (2, 3):
         existing = list_backbones(axes)
-        over = [name for name in backbones or families(axes) if name in existing]
-        cells += [Cell(backbone, head, axes) for backbone in over for head in under if _fit(backbone, head)]
+        for backbone in backbones or families(axes):
+            if backbone in existing:
+                given = part_class("backbone", backbone).branches
+                cells += [Cell(backbone, head, axes) for head, wanted in under.items() if wanted == given]
     return cells
-
-
-def _fit(backbone: str, head: str) -> bool:
-    """Tell whether a head takes the levels of a backbone: a pyramid, or the branches of its own network."""
-    given, wanted = part_class("backbone", backbone).branches, part_class("head", head).branches
-    return bool(given == wanted)
 
 
 def check(
