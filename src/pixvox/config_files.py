@@ -25,9 +25,9 @@ def file_overrides(path: Path) -> list[str]:
     r"""Read a configuration file as overrides.
 
     A file is a mapping like those of ``configs/experiment``, in YAML or TOML, or a YAML list of overrides
-    (``- head=fcn``). Where a group has values too, its choice stands in ``defaults``: ``[defaults]``, ``data =
-    "shapes"``, then ``[data.train]``. TOML files of the semantic segmentation toolkit, which have tables such as ``[criterion]``, are
-    translated; see docs/how-to/from-semantic-toolkit.md.
+    (``- head=fcn``). Where a group has values too, its choice stands in ``defaults``: ``[defaults]``,
+    ``data = "shapes"``, then ``[data.train]``. TOML files of the semantic segmentation toolkit, which have tables such
+    as ``[criterion]``, are translated; see docs/how-to/from-semantic-toolkit.md.
 
     Args:
         path: A ``.yaml``, ``.yml`` or ``.toml`` file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
 
 
+@cache
 def part_class(group: str, name: str) -> Any:
     """Return the class that a configuration of a group names."""
     config: Any = OmegaConf.load(CONFIG_FOLDER / group / f"{name}.yaml")

@@ -155,7 +155,7 @@ def test_many_instances_have_no_captions():
 
 def test_legend_names_the_classes_that_are_there():
     figure = plot(Segmentation(class_map=torch.tensor([[0, 2, 255]]), class_names=("background", "a", "b")))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "ignored"]
 
 
 @pytest.mark.parametrize("size", [(6, 7), (3, 4, 5)])

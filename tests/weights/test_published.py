@@ -150,7 +150,11 @@ def test_each_published_member_tells_what_it_is():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("hybrid", "DEFAULT"), {}, "no weights of 'hybrid' are known; there are some of deeplabv3, deformable_detr"),
+        (
+            ("hybrid", "DEFAULT"),
+            {},
+            "no weights of 'hybrid' are known; there are some of deeplabv3, deformable_detr",
+        ),
         (
             ("fcn", "RESNET50"),
             {},
