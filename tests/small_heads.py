@@ -1,5 +1,7 @@
 """Options that make each head small enough for tests that run over all of them."""
 
+import pytest
+
 from pixvox.models import list_heads, part_class
 
 _PIXEL_DECODER = {
@@ -47,6 +49,15 @@ SMALL = {
 def over_any_backbone(spatial_dims=None):
     """Return the heads that take a pyramid; those for the branches of one network have tests of their own."""
     return [head for head in list_heads(spatial_dims=spatial_dims) if not part_class("head", head).branches]
+
+
+ALIKE = {*list_heads("semantic")} - {*list_heads("instance"), "fcn", "unet"}
+"""Heads that ask of other parts what FCN and U-Net ask; they have quick tests of their own."""
+
+
+def slow_if_alike(head, *rest):
+    """Return a case of a test of all heads; those of heads that are alike are slow tests."""
+    return pytest.param(head, *rest, marks=[pytest.mark.slow] if head in ALIKE else [])
 
 
 def small(head, **options):

@@ -8,6 +8,7 @@ from pixvox.assembly import build_metrics, build_segmenter, complete
 from pixvox.configuration import CONFIG_FOLDER, compose, instantiate
 from pixvox.data.metadata import Metadata
 from pixvox.optimizers.schedules import lr_scheduler
+from small_heads import slow_if_alike
 
 ADDED = {"loss": ["head=fcn"]}
 """Groups that a part's own choice is added to, with what they need."""
@@ -67,8 +68,15 @@ def test_scheduler_never_exceeds_the_peak(choice):
     assert rates[-1] <= rates[10]
 
 
-@pytest.mark.parametrize("head", [choice for group, choice in CHOICES if group == "head"])
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("head", "dims"),
+    [
+        slow_if_alike(head, dims) if dims == 3 else (head, dims)
+        for group, head in CHOICES
+        if group == "head"
+        for dims in (2, 3)
+    ],
+)
 def test_model_is_built_from_the_configuration_of_each_head(head, dims):
     from pixvox.models import part_class
 

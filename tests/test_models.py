@@ -9,23 +9,25 @@ from parity import randomise
 from pixvox.errors import ConfigError
 from pixvox.heads.location_head import LocationHead
 from pixvox.models import create_model, list_backbones, list_heads, part_class, split_name
-from small_heads import over_any_backbone, small
+from small_heads import over_any_backbone, slow_if_alike, small
 
 CASES = [(head, size) for size in ((33, 61), (13, 33, 47)) for head in over_any_backbone(len(size))]
-ALIKE = {*list_heads("semantic")} - {*list_heads("instance"), "fcn"}
-"""Heads that ask of a backbone what FCN asks."""
 NARROW = {"backbone__channels": [16, 24, 32, 48]}
 
 
-def _lifted_is_slow(head, dims, backbone):
-    quick = backbone == "simple" or dims == 2 or head in ("fcn", "maskrcnn")
-    return pytest.param(head, dims, backbone, marks=() if quick else pytest.mark.slow)
+def _case(head, dims, backbone):
+    quick = backbone == "simple" or head in ("fcn", "maskrcnn")
+    return (
+        slow_if_alike(head, dims, backbone)
+        if quick
+        else pytest.param(head, dims, backbone, marks=pytest.mark.slow)
+    )
 
 
 @pytest.mark.parametrize(
     ("head", "dims", "backbone"),
     [
-        _lifted_is_slow(head, dims, backbone)
+        _case(head, dims, backbone)
         for backbone in ("simple", "resnet18")
         for dims in (2, 3)
         for head in over_any_backbone(dims)
@@ -55,7 +57,7 @@ def test_every_head_runs_and_differentiates_on_an_odd_size(head, dims, backbone)
 
 @pytest.mark.parametrize(
     ("head", "size", "ignored"),
-    [(*case, ignored) for case in CASES for ignored in (False, True) if ignored or case[0] not in ALIKE],
+    [slow_if_alike(*case, ignored) for case in CASES for ignored in (False, True)],
 )
 def test_images_with_nothing_to_learn_give_finite_losses_and_every_gradient(head, size, ignored):
     model = create_model(
@@ -83,7 +85,7 @@ def _check_gradients(model):
             assert torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize(("head", "size"), CASES)
+@pytest.mark.parametrize(("head", "size"), [slow_if_alike(*case) for case in CASES])
 def test_results_are_the_same_whoever_pads_the_image(head, size):
     torch.manual_seed(0)
     model = create_model(
@@ -92,7 +94,7 @@ def test_results_are_the_same_whoever_pads_the_image(head, size):
         num_classes=2,
         spatial_dims=len(size),
         in_channels=1,
-        **small(head, **(NARROW if head in ALIKE else {})),
+        **small(head, **(NARROW if head in list_heads("semantic") else {})),
     ).eval()
     if issubclass(part_class("head", head), LocationHead):
         randomise(model.head)  # at the beginning no cell is sure of anything

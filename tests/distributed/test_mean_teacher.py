@@ -1,5 +1,6 @@
 """A student and its teacher on two processes."""
 
+import pytest
 import torch
 
 from pixvox.cli import run
@@ -12,6 +13,7 @@ STEADY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_mean_teacher_of_class_maps_on_two_processes_equals_one(tmp_path):
     states = []
     for name, options in (

@@ -93,7 +93,12 @@ def _places(boxes, labels):
 
 
 @pytest.mark.parametrize(
-    ("depth", "size", "num_classes"), [(50, (96, 128), 4), (18, (160, 96), 1), ("v2", (96, 128), 4)]
+    ("depth", "size", "num_classes"),
+    [
+        (50, (96, 128), 4),
+        pytest.param(18, (160, 96), 1, marks=pytest.mark.slow),
+        pytest.param("v2", (96, 128), 4, marks=pytest.mark.slow),
+    ],
 )
 def test_detections_equal_torchvisions_with_its_weights(depth, size, num_classes):
     reference = _reference(depth, size, num_classes).eval()

@@ -13,7 +13,7 @@ from pixvox.errors import ConfigError
 from pixvox.methods.mean_teacher import MeanTeacher
 from pixvox.structures import Batch, Geometry, Instances
 from pixvox.training.train import train
-from small_heads import over_any_backbone, small
+from small_heads import over_any_backbone, slow_if_alike, small
 from small_runs import TINY, logged
 
 SIZES = {2: (48, 64), 3: (16, 32, 48)}
@@ -66,7 +66,7 @@ def test_terms_of_the_loss_on_pseudo_labels_have_factors_of_their_own():
         method.taught(strong)
 
 
-@pytest.mark.parametrize(("head", "dims"), CASES)
+@pytest.mark.parametrize(("head", "dims"), [slow_if_alike(*case) for case in CASES])
 def test_a_teacher_of_any_head_gives_labels_and_its_student_learns_from_them(head, dims):
     method, batch = _case(head, dims)
     loss, facts = method.learn_from_teacher(batch)
