@@ -144,3 +144,11 @@ def test_a_key_of_a_service_is_never_taken_from_a_file(tmp_path):
     lines = toolkit_overrides(changed("log.wandb", api_key="secret"), tmp_path / "config.toml")
     assert not any("secret" in line for line in lines)
     assert "logger=[wandb,tensorboard]" in lines and "logger.wandb.project=streets" in lines
+
+
+def test_what_has_no_counterpart_is_told(tmp_path, caplog):
+    with caplog.at_level("INFO", "pixvox"):
+        toolkit_overrides(changed("scaler.params", init_scale=1024.0), tmp_path / "config.toml")
+    assert "left out: " in caplog.text
+    for key in ("data.loader.params.drop_last", "scaler.params.init_scale", "trainer.params.num_snapshots"):
+        assert key in caplog.text

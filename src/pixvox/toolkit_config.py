@@ -94,8 +94,11 @@ class _Tables:
 
     def take_all(self, prefix: str) -> dict[str, Any]:
         """Take out what stands below a key."""
-        found = [key for key in self._left if key.startswith(f"{prefix}.")]
-        return {key.removeprefix(f"{prefix}."): self._left.pop(key) for key in found}
+        return {key.removeprefix(f"{prefix}."): self._left.pop(key) for key in self.below(prefix)}
+
+    def below(self, prefix: str) -> list[str]:
+        """Return the keys that stand below another and were not taken yet."""
+        return [key for key in self._left if key.startswith(f"{prefix}.")]
 
     def choose(self, key: str, choices: Mapping[str, Any], default: str | None = None) -> Any:
         """Take a value out that is one of ``choices``, and return what it stands for."""
@@ -244,7 +247,7 @@ def _trainer(tables: _Tables) -> Iterator[str]:
         if value is not None:
             yield override(own, convert(value))
     tables.leave_out("trainer.params.num_snapshots")
-    tables.leave_out(*(f"scaler.params.{key}" for key in tables.take_all("scaler.params")))
+    tables.leave_out(*tables.below("scaler.params"))
 
 
 def _best_by(rule: str, path: Path) -> str:

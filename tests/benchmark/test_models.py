@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pixvox.benchmark import models
-from pixvox.benchmark.models import TTA, Model, ModelTable, Score, measure, measure_all, parts_of
+from pixvox.benchmark.models import TTA, Model, ModelTable, Score, check_names, measure, measure_all
 from pixvox.cli import run
 from pixvox.errors import ConfigError, WeightsError
 from pixvox.models import create_model
@@ -28,13 +28,12 @@ def make_run(folder, **best):
     return folder
 
 
-def test_names_are_split_at_the_longest_head():
-    assert parts_of("fcn_resnet18") == ("fcn", "resnet18")
-    assert parts_of("decoupled_solo_simple") == ("decoupled_solo", "simple")
+def test_names_that_are_no_model_are_refused_before_any_is_measured():
+    check_names(["fcn_resnet18", "decoupled_solo_simple", "lraspp_mobilenet_v3_large", "enet"])
     with pytest.raises(ConfigError, match="no backbone 'resnet81'; did you mean resnet18"):
-        parts_of("fcn_resnet81")
-    with pytest.raises(ConfigError, match="neither a run folder or checkpoint nor HEAD_BACKBONE"):
-        parts_of("resnet18")
+        check_names(["fcn_resnet18", "fcn_resnet81"])
+    with pytest.raises(ConfigError, match="neither a run folder or checkpoint nor HEAD or HEAD_BACKBONE"):
+        check_names(["resnet18"])
 
 
 def test_costs_are_those_of_the_model():

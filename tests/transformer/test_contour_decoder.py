@@ -176,7 +176,7 @@ def test_losses_of_denoising(monkeypatch):
     terms |= criterion(rest[0], rest[1:], proposed, targets, size)
     sum(terms.values()).backward()
     for i, level in enumerate(levels):
-        assert_near(level.grad, recorded.tensors[f"gradients.{i}"], 2e-4)  # as float32 rounds, by processor
+        assert_near(level.grad, recorded.tensors[f"gradients.{i}"], 1e-4)  # float32 rounds, by processor
 
 
 def test_an_image_predicts_the_same_beside_another():

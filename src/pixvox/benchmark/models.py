@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pixvox.benchmark.processes import context_with, run_alone
 from pixvox.errors import ConfigError, PixvoxError
 from pixvox.files import whole_file
-from pixvox.models import create_model, list_backbones, list_heads
-from pixvox.signatures import nearest
+from pixvox.models import create_model, list_heads, split_name
 from pixvox.training.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Model:
     """One row.
 
     Args:
-        name: A run folder, a checkpoint, or ``HEAD_BACKBONE`` of a model that has not learned.
+        name: A run folder, a checkpoint, or ``HEAD`` or ``HEAD_BACKBONE`` of a model that has not learned.
         score_name: Main score of its task, such as ``"mIoU"``.
         score: Its value; NaN where it is unknown.
         score_tta: The same with augmentation at test time.
@@ -139,29 +138,6 @@ def _score_text(row: Model, value: float, one_score: bool) -> str:
     return "" if math.isnan(value) else f"{value:.4f}" + ("" if one_score else f" ({row.score_name})")
 
 
-def parts_of(name: str) -> tuple[str, str]:
-    """Return head and backbone of ``HEAD_BACKBONE``.
-
-    Raises:
-        ConfigError: If there is no such head, or no such backbone.
-
-    Example:
-        >>> parts_of("deformable_detr_resnet18")
-        ('deformable_detr', 'resnet18')
-    """
-    backbones = list_backbones()
-    for head in sorted(list_heads(), key=len, reverse=True):
-        if name.startswith(f"{head}_"):
-            backbone = name.removeprefix(f"{head}_")
-            if backbone in backbones:
-                return head, backbone
-            raise ConfigError(f"{name}: there is no backbone {backbone!r}; {nearest(backbone, backbones)}")
-    raise ConfigError(
-        f"{name} is neither a run folder or checkpoint nor HEAD_BACKBONE, such as fcn_resnet50; heads: "
-        f"{', '.join(list_heads())}"
-    )
-
-
 def check_names(names: Sequence[str]) -> None:
     """Refuse what is no model before any is measured.
 
@@ -171,8 +147,11 @@ def check_names(names: Sequence[str]) -> None:
     if not names:
         raise ConfigError("give run folders, checkpoints, or names such as fcn_resnet50")
     for name in names:
-        if not _exists(name):
-            parts_of(name)
+        if not _exists(name) and split_name(name)[0] not in list_heads():
+            raise ConfigError(
+                f"{name} is neither a run folder or checkpoint nor HEAD or HEAD_BACKBONE, such as fcn_resnet50; heads: "
+                f"{', '.join(list_heads())}"
+            )
 
 
 def measure_all(
@@ -186,7 +165,7 @@ def measure_all(
     """Measure models one after the other, each in a process of its own, and give them out as they are done.
 
     Args:
-        names: Run folders, checkpoints, or ``HEAD_BACKBONE`` for models that have not learned.
+        names: Run folders, checkpoints, or ``HEAD`` or ``HEAD_BACKBONE`` for models that have not learned.
         image_size: Side in pixels or voxels, or one per axis in array order; None is that of ``SIZES``.
         repeats: Passes whose median tells the time, after three that do not count.
         num_classes: Of models that have not learned.
@@ -256,8 +235,7 @@ def _model(name: str, num_classes: int) -> Segmenter:
         from pixvox.weights import load
 
         return load(name)
-    head, backbone = parts_of(name)
-    return create_model(head, backbone, num_classes)
+    return create_model(name, num_classes=num_classes)
 
 
 def _exists(name: str) -> bool:
