@@ -61,7 +61,7 @@ class Cell:
         options: Options of the model beside its names.
         parameters: Number of weights.
         gmacs: Multiply-adds of a prediction of the second size, in 1e9; convolutions, products and attention.
-        seconds: Of a step that learns from two images of the second size.
+        seconds: Of the processor, for a step that learns from two images of the second size.
         peak_mib: Most memory that its process held.
     """
 
@@ -215,10 +215,10 @@ def measured_with(threads: int) -> dict[str, Any]:
 
 
 def _learn(model: Segmenter, size: Sequence[int]) -> float:
-    """Take one step of an optimiser on two images, and return its seconds."""
+    """Take one step of an optimiser on two images, and return the processor's seconds, of all threads."""
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4)
     images = torch.randn(2, model.in_channels, *size, generator=torch.Generator().manual_seed(0))
-    start = time.perf_counter()
+    start = time.process_time()
     losses = model.train().loss(images, _targets(model, size))
     total = sum(losses.values(), torch.zeros(()))
     if not bool(total.isfinite()):
@@ -235,7 +235,7 @@ def _learn(model: Segmenter, size: Sequence[int]) -> float:
     optimizer.step()
     if all(torch.equal(new, old) for new, old in zip(model.head.parameters(), before, strict=True)):
         raise RuntimeError("no weight of the head has moved")
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _targets(model: Segmenter, size: Sequence[int]) -> Any:
