@@ -198,3 +198,15 @@ def test_a_layer_that_looks_at_two_axes_is_found_out():
 
     with pytest.raises(ValueError, match="Sequential has layers that look at two axes of volumes alone"):
         Own()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channels_of_each_level_are_normalised_where_asked(dims):
+    backbone = TimmBackbone("convnext_atto", dims, in_channels=1, out_levels=[3, 4], level_norms=True)
+    maps = backbone(torch.rand(2, 1, *(32,) * dims))
+    for level, channels in zip(maps, backbone.channels, strict=True):
+        assert level.shape[1] == channels
+        torch.testing.assert_close(level.mean(1), torch.zeros_like(level[:, 0]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            level.var(1, correction=0), torch.ones_like(level[:, 0]), atol=1e-3, rtol=0
+        )

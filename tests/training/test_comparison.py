@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 
@@ -25,16 +26,22 @@ def leave(folder, overrides, score, status="finished", monitor="val/mIoU", **sum
     return folder
 
 
-@pytest.fixture
-def runs(tmp_path):
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
     base = ["head=fcn", "data=shapes", "data.train.task=semantic"]
     for backbone, rate, seed, score in [
         ("simple", "1e-3", 0, 0.5), ("simple", "1e-3", 1, 0.7), ("simple", "1e-2", 0, 0.4), ("simple", "1e-2", 1, 0.4),
         ("resnet18", "1e-3", 0, 0.8), ("resnet18", "1e-3", 1, 0.9),
     ]:  # fmt: skip
         overrides = [*base, f"backbone={backbone}", f"learning_rate={rate}", f"seed={seed}"]
-        leave(tmp_path / f"{backbone},{rate},{seed}", [*overrides, "run_dir=somewhere"], score)
-    return tmp_path
+        leave(folder / f"{backbone},{rate},{seed}", [*overrides, "run_dir=somewhere"], score)
+    return folder
+
+
+@pytest.fixture
+def runs(left, tmp_path):
+    return shutil.copytree(left, tmp_path, dirs_exist_ok=True)
 
 
 def test_runs_that_differ_by_seed_share_a_row_with_mean_and_spread(runs):

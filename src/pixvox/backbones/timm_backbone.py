@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixvox.backbones.branches import fold_branches
 from pixvox.backbones.network_backbone import NetworkBackbone
+from pixvox.layers import ChannelNorm
 from pixvox.weights.timm_network import build_timm
 
 
@@ -40,6 +42,8 @@ class TimmBackbone(NetworkBackbone):
             ResNet, 2 also its first stage; 0 for none, -1 for all.
         freeze_norms: Weights and statistics of every batch norm stay as they are, as in most published detectors.
         variant: Takes the place of ``{variant}`` in the name.
+        level_norms: Normalise the channels of each level given out, as ConvNeXt and Swin do for dense prediction; these
+            norms learn whatever is frozen.
 
     Raises:
         ValueError: If timm has no such network, it does not make images smaller step by step, a level does not exist,
@@ -69,6 +73,7 @@ class TimmBackbone(NetworkBackbone):
         freeze: int = 0,
         freeze_norms: bool = False,
         variant: str | int | None = None,
+        level_norms: bool = False,
     ) -> None:
         name = name.format(variant=variant)
         options: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
@@ -102,6 +107,15 @@ class TimmBackbone(NetworkBackbone):
             freeze,
             freeze_norms,
         )
+        channels = getter.feature_info.channels() if level_norms else []
+        self.level_norms = nn.ModuleList(ChannelNorm(width, eps=1e-6) for width in channels)
+
+    def forward(self, images: Float[Tensor, "batch channels *spatial"]) -> tuple[Tensor, ...]:
+        """Return one feature map per level, finest first; images of any size."""
+        maps = super().forward(images)
+        if not self.level_norms:
+            return maps
+        return tuple(norm(level) for norm, level in zip(self.level_norms, maps, strict=True))
 
     def maps(self, images: Tensor, levels: Sequence[int]) -> Sequence[Tensor]:
         """Return the maps of ``levels``."""

@@ -61,7 +61,8 @@ def _introduction(cells: Sequence[Cell], facts: dict[str, Any]) -> list[str]:
         "saved, loaded and predicts the same again.",
         "",
         "Multiply-adds are those of predicting one image of the second size (convolutions, products, attention); "
-        "seconds those of the processor for a step with two such images; memory the most that the process held, libraries included. "
+        "seconds those of the processor for a step with two such images; memory the most that the process held, "
+        "libraries included. "
         f"Measured with {facts['machine']}, {facts['threads']} thread(s) each, torch {facts['torch']}.",
         "",
         f"Not listed, for they are other sizes of a family or doors to it: {others}.",

@@ -11,12 +11,22 @@ from torch import Tensor
 
 from pixvox.errors import WeightsError
 from pixvox.weights.backbones import (
+    convnext_from_transformers,
     resnet_from_detectron2,
     resnet_from_transformers,
     swin_from_official,
     swin_from_transformers,
 )
 from pixvox.weights.renaming import count
+
+_CONVNEXTS = {
+    (96, (3, 3, 9, 3)): "tiny",
+    (96, (3, 3, 27, 3)): "small",
+    (128, (3, 3, 27, 3)): "base",
+    (192, (3, 3, 27, 3)): "large",
+    (256, (3, 3, 27, 3)): "xlarge",
+}
+"""Published sizes of ConvNeXt: channels of the first stage and blocks of each."""
 
 
 @dataclass
@@ -78,8 +88,17 @@ def backbone_from_transformers(config: Mapping[str, Any], state: Mapping[str, Te
             "stride_in_1x1": config.get("downsample_in_bottleneck", False),
         }
         return BackboneChoice("custom_resnet", options, converted)
+    if kind == "convnext":
+        converted = convnext_from_transformers(state)
+        options = {
+            "variant": _convnext_variant(converted),
+            "drop_path": config.get("drop_path_rate", 0.0),
+            "out_levels": [stage + 1 for stage in _stages(config, 4)],
+            "level_norms": True,
+        }
+        return BackboneChoice("convnext", options, converted)
     raise WeightsError(
-        f"a backbone of model_type={kind!r} has no counterpart here; there are swin and resnet"
+        f"a backbone of model_type={kind!r} has no counterpart here; there are swin, resnet and convnext"
     )
 
 
@@ -136,6 +155,19 @@ def _swin_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_heads": [table.shape[1] for table in tables],
         "window": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
     }
+
+
+def _convnext_variant(state: Mapping[str, Tensor]) -> str:
+    """Return the name of the published size that weights, under our names, are of."""
+    depths = [count(state, rf"network\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
+    width = len(_weight(state, "network.stem.0.weight"))
+    try:
+        return _CONVNEXTS[width, tuple(depths)]
+    except KeyError:
+        raise WeightsError(
+            f"a ConvNeXt of {width} channels and {depths} blocks is none of the published sizes: "
+            f"{', '.join(_CONVNEXTS.values())}"
+        ) from None
 
 
 def _resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -55,6 +55,16 @@ _RESNET_DETECTRON2: _Renames = [
     (r"\.shortcut\.", ".downsample.0."),
     (r"\.conv(\d)\.norm\.", r".bn\1."),
 ]  # fmt: skip
+_CONVNEXT_TRANSFORMERS: _Renames = [
+    (r"^(?:convnext\.)?embeddings\.patch_embeddings\.", "network.stem.0."),
+    (r"^(?:convnext\.)?embeddings\.layernorm\.", "network.stem.1."),
+    (r"^(?:convnext\.)?encoder\.stages\.(\d+)\.layers\.", r"network.stages.\1.blocks."),
+    (r"^(?:convnext\.)?encoder\.stages\.(\d+)\.downsampling_layer\.", r"network.stages.\1.downsample."),
+    (r"\.layer_scale_parameter$", ".gamma"),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.layernorm\.", ".norm."),
+    (r"\.pwconv([12])\.", r".mlp.fc\1."),
+]
 
 
 def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -156,6 +166,30 @@ def _lift_merge(value: Tensor, target: Tensor) -> Tensor:
     depth = target.shape[-1] // value.shape[-1]
     groups = value.reshape(*value.shape[:-1], 4, -1).repeat_interleave(depth, dim=-2).flatten(-2)
     return groups / depth if value.dim() == 2 else groups
+
+
+def convnext_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of transformers' ``ConvNextBackbone``, with its norms of the stages given out.
+
+    Raises:
+        WeightsError: If a key is not known.
+    """
+    stages = sorted(
+        {m[1] for m in (re.match(r"hidden_states_norms\.stage(\d+)\.", key) for key in state) if m}
+    )
+    converted = {}
+    for key, value in state.items():
+        name = re.sub(
+            r"^hidden_states_norms\.stage(\d+)\.", lambda m: f"level_norms.{stages.index(m[1])}.", key
+        )
+        for pattern, replacement in _CONVNEXT_TRANSFORMERS:
+            name = re.sub(pattern, replacement, name)
+        if re.match(r"^(?:convnext\.)?layernorm\.", key):  # after the last stage, before a classifier
+            continue
+        if not name.startswith(("network.", "level_norms.")):
+            raise WeightsError(f"transformers' key {key!r} has no counterpart in a ConvNeXt backbone")
+        converted[name] = value
+    return converted
 
 
 def resnet_from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
