@@ -19,7 +19,7 @@ from pixvox.weights.backbones import (
 )
 from pixvox.weights.renaming import count
 
-_CONVNEXTS = {
+_CONVNEXTS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (3, 3, 9, 3)): "tiny",
     (96, (3, 3, 27, 3)): "small",
     (128, (3, 3, 27, 3)): "base",
