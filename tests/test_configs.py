@@ -14,13 +14,36 @@ ADDED = {"loss": ["head=fcn"]}
 """Groups that a part's own choice is added to, with what they need."""
 
 CHOICES = sorted((path.parent.name, path.stem) for path in Path(CONFIG_FOLDER).glob("*/*.yaml"))
+ALONE = ("experiment", *ADDED)
+"""Groups whose choices make choices of other groups, or need them."""
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
-def test_configuration_composes_and_its_values_fit(group, choice):
-    config = compose(
-        "train", [f"{group}={choice}"] if group not in ADDED else [*ADDED[group], f"+{group}={choice}"]
-    )
+def side_by_side():
+    """Give out choices of all other groups together: the first of each, the second of each, ..., until all had a turn."""
+    groups = {
+        group: [choice for of, choice in CHOICES if of == group]
+        for group in dict(CHOICES)
+        if group not in ALONE
+    }
+    return [
+        {group: choices[i % len(choices)] for group, choices in groups.items()}
+        for i in range(max(map(len, groups.values())))
+    ]
+
+
+@pytest.mark.parametrize("choices", side_by_side())
+def test_configurations_compose_and_their_values_fit(choices):
+    config = compose("train", [f"{group}={choice}" for group, choice in choices.items()])
+    assert {group: config.choices[group] for group in choices} == choices
+    OmegaConf.to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [pair for pair in CHOICES if pair[0] in ALONE], ids=lambda word: word
+)
+def test_configuration_composes_by_itself_and_its_values_fit(group, choice):
+    overrides = [*ADDED[group], f"+{group}={choice}"] if group in ADDED else [f"{group}={choice}"]
+    config = compose("train", overrides)
     assert config.choices[group] == choice
     OmegaConf.to_yaml(config)
 

@@ -63,27 +63,28 @@ def test_mistake_is_named_with_its_repair(overrides, said):
         assert words in message
 
 
-@pytest.mark.parametrize(
-    ("line", "place", "value"),
-    [
-        ("learning_rate=0.5", "optimizer.lr", 0.5),
-        ("epochs=7", "trainer.max_epochs", 7),
-        ("max_steps=7", "trainer.max_steps", 7),
-        ("precision=bf16-mixed", "trainer.precision", "bf16-mixed"),
-        ("accumulate_grad_batches=3", "trainer.accumulate_grad_batches", 3),
-        ("val_every_n_epoch=5", "trainer.check_val_every_n_epoch", 5),
-        ("deterministic=true", "trainer.deterministic", True),
-        ("batch_size=3", "data.batch_size", 3),
-        ("num_workers=5", "data.num_workers", 5),
-        ("seed=9", "data.seed", 9),
-        ("image_size=[48,64]", "data.image_size", [48, 64]),
-        ("num_labeled_images=10", "data.num_labeled_images", 10),
-        ("num_unlabeled_images=11", "data.num_unlabeled_images", 11),
-        ("pretrained=true", "backbone.pretrained", True),
-    ],
-)
-def test_short_key_reaches_its_place(line, place, value):
-    assert OmegaConf.select(compose("train", ["head=fcn", line]), place) == value
+SHORT = {
+    "learning_rate=0.5": ("optimizer.lr", 0.5),
+    "epochs=7": ("trainer.max_epochs", 7),
+    "max_steps=7": ("trainer.max_steps", 7),
+    "precision=bf16-mixed": ("trainer.precision", "bf16-mixed"),
+    "accumulate_grad_batches=3": ("trainer.accumulate_grad_batches", 3),
+    "val_every_n_epoch=5": ("trainer.check_val_every_n_epoch", 5),
+    "deterministic=true": ("trainer.deterministic", True),
+    "batch_size=3": ("data.batch_size", 3),
+    "num_workers=5": ("data.num_workers", 5),
+    "seed=9": ("data.seed", 9),
+    "image_size=[48,64]": ("data.image_size", [48, 64]),
+    "num_labeled_images=10": ("data.num_labeled_images", 10),
+    "num_unlabeled_images=11": ("data.num_unlabeled_images", 11),
+    "pretrained=true": ("backbone.pretrained", True),
+}
+"""Overrides by short keys, the places they reach, and the values there."""
+
+
+def test_short_keys_reach_their_places():
+    config = compose("train", ["head=fcn", *SHORT])
+    assert {place: OmegaConf.select(config, place) for place, _ in SHORT.values()} == dict(SHORT.values())
 
 
 def test_every_short_key_exists_in_the_training_configuration():
