@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from pixvox.configuration import CONFIG_FOLDER, SHORT_KEYS
+from pixvox.configuration import CONFIG_FOLDER
+from pixvox.configuration_check import SHORT_KEYS
 from pixvox.errors import ConfigError
 from pixvox.signatures import describe, locate, signature
 

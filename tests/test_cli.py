@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pixvox.cli import run
-from pixvox.configuration import override
+from pixvox.overrides import override
 
 TINY = [
     "head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "data=shapes",

@@ -19,7 +19,7 @@ ALONE = ("experiment", *ADDED)
 
 
 def side_by_side():
-    """Give out choices of all other groups together: the first of each, the second of each, ..., until all had a turn."""
+    """Give out choices of all other groups together: the first of each, the second of each, until all had a turn."""
     groups = {
         group: [choice for of, choice in CHOICES if of == group]
         for group in dict(CHOICES)

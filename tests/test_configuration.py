@@ -6,18 +6,10 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from pixvox.configuration import (
-    SHORT_KEYS,
-    check,
-    check_targets,
-    compose,
-    data_overrides,
-    instantiate,
-    override,
-    overrides_from,
-    resolved,
-)
+from pixvox.configuration import compose, instantiate, resolved
+from pixvox.configuration_check import SHORT_KEYS, check, check_targets
 from pixvox.errors import ConfigError, DataError
+from pixvox.overrides import data_overrides, override, overrides_from
 
 
 @pytest.mark.parametrize(
@@ -85,6 +77,11 @@ SHORT = {
 def test_short_keys_reach_their_places():
     config = compose("train", ["head=fcn", *SHORT])
     assert {place: OmegaConf.select(config, place) for place, _ in SHORT.values()} == dict(SHORT.values())
+
+
+def test_a_configuration_is_ones_own_to_change():
+    compose("train", ["head=fcn"]).optimizer.lr = 7.0
+    assert compose("train", ["head=fcn"]).optimizer.lr == 1e-4
 
 
 def test_every_short_key_exists_in_the_training_configuration():

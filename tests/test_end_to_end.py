@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pixvox.cli import run
-from pixvox.configuration import override
+from pixvox.overrides import override
 
 SMALL_MASKRCNN = [
     "head=maskrcnn", "neck.out_channels=8", "neck.extra_level=false", "head.box_features=16",

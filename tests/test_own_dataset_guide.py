@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pixvox.configuration import compose, data_overrides, instantiate
+from pixvox.configuration import compose, instantiate
 from pixvox.data.datasets.open import open_dataset
 from pixvox.data.make import make_dataset
 from pixvox.errors import DataError
+from pixvox.overrides import data_overrides
 
 GUIDE = Path(__file__).parents[1] / "docs" / "how-to" / "own-dataset.md"
 

@@ -224,7 +224,7 @@ def _sweep(
     as_json: bool,
 ) -> None:
     """Train several, then compare them; exit code 1 when one failed."""
-    from pixvox.configuration import data_overrides
+    from pixvox.overrides import data_overrides
     from pixvox.training.sweep import (
         folder_name,
         folder_of_configs,

@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pixvox.configuration import override
 from pixvox.errors import ConfigError
+from pixvox.overrides import override
 from pixvox.toolkit_config import is_toolkit, toolkit_overrides
 
 ENDINGS = (".yaml", ".yml", ".toml")

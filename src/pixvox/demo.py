@@ -15,8 +15,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from pixvox.configuration import compose, override
+from pixvox.configuration import compose
 from pixvox.errors import PixvoxError
+from pixvox.overrides import override
 
 EXPERIMENTS = {"2-D shapes": "demo_shapes", "3-D nuclei": "demo_nuclei3d"}
 """What the demo runs: names for people, and files of ``configs/experiment``."""

@@ -15,13 +15,15 @@ from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pixvox.assembly import build_datamodule, build_metrics, check_task, complete
-from pixvox.configuration import check_targets, compose, data_overrides, override
+from pixvox.configuration import compose
+from pixvox.configuration_check import check_targets
 from pixvox.devices import default_device
 from pixvox.errors import ConfigError
 from pixvox.files import finite, whole_file
 from pixvox.inference.procedure import SIZES, Procedure
 from pixvox.metrics.class_table import ClassTable
 from pixvox.metrics.collection import Metrics
+from pixvox.overrides import data_overrides, override
 from pixvox.structures import Batch, Segmentation
 from pixvox.training.run_folder import RunFolder, find_run
 

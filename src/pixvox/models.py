@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pixvox.configuration import CONFIG_FOLDER, compose, override
+from pixvox.configuration import CONFIG_FOLDER, compose
 from pixvox.errors import ConfigError
+from pixvox.overrides import override
 from pixvox.segmenter import PARTS, Segmenter
 from pixvox.signatures import locate, nearest
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pixvox.configuration import override
 from pixvox.errors import ConfigError
+from pixvox.overrides import override
 
 log = logging.getLogger("pixvox")
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pixvox.configuration import compose, instantiate, override
+from pixvox.configuration import compose, instantiate
+from pixvox.overrides import override
 from small_backbones import OPTIONS, small_families
 
 QUICK = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixvox.configuration import compose, data_overrides, instantiate
+from pixvox.configuration import compose, instantiate
 from pixvox.data.check import check_dataset
 from pixvox.data.datamodule import DataModule
 from pixvox.data.datasets.coco import CocoDataset
@@ -16,6 +16,7 @@ from pixvox.data.datasets.open import open_dataset
 from pixvox.data.make import make_dataset
 from pixvox.errors import DataError
 from pixvox.metrics.coco import CocoAveragePrecision
+from pixvox.overrides import data_overrides
 
 STRANGE = "my data, v=1 (größe) 日本's"
 

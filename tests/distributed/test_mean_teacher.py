@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixvox.cli import run
-from pixvox.configuration import override
+from pixvox.overrides import override
 from small_runs import TINY
 
 STEADY = [

@@ -14,7 +14,7 @@ import torch
 
 import pixvox
 from pixvox.cli import run
-from pixvox.configuration import override
+from pixvox.overrides import override
 
 MODEL = [
     "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "backbone.norm=group", "image_size=48",

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from pixvox.configuration import compose, override
+from pixvox.configuration import compose
 from pixvox.errors import ConfigError
+from pixvox.overrides import override
 from pixvox.training.run_folder import RunFolder
 from pixvox.training.sweep import (
     Cell,

@@ -209,7 +209,7 @@ def benchmark_grid(
     The same command goes on with an interrupted grid; exit code 1 tells that a training failed.
     """
     from pixvox.benchmark.grid import grid_cells, report
-    from pixvox.configuration import data_overrides
+    from pixvox.overrides import data_overrides
     from pixvox.training.sweep import run_sweep, sweep_folder
 
     given = list(overrides or ())

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pixvox.assembly import HEADS, check_task, complete
-from pixvox.configuration import CONFIG_FOLDER, compose, data_overrides, instantiate, override, resolved
+from pixvox.configuration import CONFIG_FOLDER, compose, instantiate, resolved
 from pixvox.data.suggestions import (
     Budget,
     StepMemory,
@@ -30,6 +30,7 @@ from pixvox.data.suggestions import (
 )
 from pixvox.data.transforms.crop import axis_lengths
 from pixvox.errors import ConfigError
+from pixvox.overrides import data_overrides, override
 from pixvox.signatures import locate
 from pixvox.training.class_weights import leave_words_out
 

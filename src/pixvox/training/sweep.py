@@ -25,9 +25,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from pixvox.config_files import ENDINGS, file_overrides
-from pixvox.configuration import compose, override
+from pixvox.configuration import compose
 from pixvox.errors import ConfigError
 from pixvox.files import whole_file
+from pixvox.overrides import override
 from pixvox.training.run_folder import RunFolder
 
 log = logging.getLogger("pixvox")

@@ -25,7 +25,7 @@ from pixvox.assembly import (
     monitored,
     run_name,
 )
-from pixvox.configuration import compose, data_overrides, instantiate, override, overrides_from, resolved
+from pixvox.configuration import compose, instantiate, resolved
 from pixvox.console import logging_to, quiet_lightning
 from pixvox.distributed.launch import (
     from_first,
@@ -37,6 +37,7 @@ from pixvox.distributed.launch import (
 from pixvox.distributed.strategies import check_support
 from pixvox.distributed.world import process_rank, world_size
 from pixvox.errors import ConfigError, TrainingError
+from pixvox.overrides import data_overrides, override, overrides_from
 from pixvox.training.class_weights import PIXELS_FILE, resolve_class_weights
 from pixvox.training.held_out import check_test_split, score_best
 from pixvox.training.run_folder import RunFolder, environment, find_run, readable_checkpoint

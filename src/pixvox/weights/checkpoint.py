@@ -143,7 +143,7 @@ def rebuild(record: Any, source: Path, trust: Sequence[str] = ()) -> Segmenter:
     Raises:
         WeightsError: If the record is malformed, is of a newer format, or names something that is not trusted.
     """
-    from pixvox.configuration import check_targets
+    from pixvox.configuration_check import check_targets
     from pixvox.segmenter import PARTS, Segmenter
 
     config = _config_of(record, source)
