@@ -7,6 +7,8 @@ from pixvox.config_files import file_overrides, with_file
 from pixvox.configuration import compose
 from pixvox.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def written(folder, name, text):
     path = folder / name

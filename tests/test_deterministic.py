@@ -4,6 +4,8 @@ import torch
 from pixvox.training.train import train
 from pixvox.weights.checkpoint import read_torch_file
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 DATA = [
     "data=shapes", "data.train.num_images=4", "data.val.num_images=1", "data.train.radius=[5,8]",
     "data.train.image_size=[32,48]", "image_size=[32,48]", "batch_size=2", "num_workers=0", "backbone=simple",

@@ -5,6 +5,8 @@ import pytest
 from pixvox.callbacks.hooks import Hooks
 from pixvox.training.train import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = [
     "head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "data=shapes",
     "data.train.task=semantic", "data.train.num_images=6", "data.val.num_images=2", "data.train.radius=[4,8]",

@@ -8,6 +8,8 @@ from pixvox.data.transforms.flip import RandomFlip
 from pixvox.errors import DataError
 from pixvox.training.train import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def module(count=6, batch_size=4):
     data = Shapes(num_images=count, seed=0, image_size=32, radius=(4.0, 6.0))

@@ -18,6 +18,8 @@ from pixvox.training.train import train
 from pixvox.weights import load
 from pointwise import noise, pointwise
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FLAT = {"tile_size": 8, "tta": {"flips": [-1], "merge": "vote"}}
 
 

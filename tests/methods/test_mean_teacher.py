@@ -16,6 +16,8 @@ from pixvox.training.train import train
 from small_heads import over_any_backbone, slow_if_alike, small
 from small_runs import TINY, logged
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SIZES = {2: (48, 64), 3: (16, 32, 48)}
 HEADS = over_any_backbone()
 OF_OBJECTS = list_heads(task="instance")

@@ -13,6 +13,8 @@ from pixvox.structures import Batch, Features, Geometry
 from pixvox.training.train import train
 from small_runs import TINY, logged
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SGD = partial(torch.optim.SGD, lr=0.1)
 SIZES = {2: (16, 24), 3: (8, 12, 16)}
 

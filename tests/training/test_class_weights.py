@@ -15,6 +15,8 @@ from pixvox.training.class_weights import PIXELS_FILE, leave_words_out, resolve_
 from pixvox.training.run_folder import RunFolder
 from small_runs import TINY
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PLACE = "head.losses.cross_entropy.class_weights"
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from pixvox.callbacks.checkpoints import LastCheckpoint, SaveError
-from pixvox.callbacks.pictures import Pictures
 from pixvox.files import check_sum
 from pixvox.methods.mean_teacher import MeanTeacher
 from pixvox.methods.supervised import Supervised
@@ -15,6 +14,8 @@ from pixvox.training.out_of_memory import OutOfMemory
 from pixvox.training.run_folder import RunFolder
 from pixvox.training.train import train
 from pixvox.weights.comparison import INCIDENTAL, differences
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 TINY = [
     "head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]", "data=shapes",
@@ -27,11 +28,6 @@ CLOCK = ("images_per_second",)
 
 class Killed(KeyboardInterrupt):
     """Like ``kill -9``: nothing is saved after it."""
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(Pictures, "draw", lambda self: None)
 
 
 def die():

@@ -10,6 +10,8 @@ from pixvox.evaluation import evaluate
 from pixvox.files import finite
 from pixvox.methods.supervised import Supervised
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL = [
     "data=digits", "head=fcn", "backbone=simple", "backbone.channels=[4,8,8,8]", "data.train.task=semantic",
     "data.train.num_images=4", "data.val.num_images=2", "data.test.num_images=3", "batch_size=2", "epochs=2",

@@ -9,6 +9,8 @@ from pixvox.weights.checkpoint import save_safetensors
 from pixvox.weights.loading import load
 from pixvox.weights.transfer import copy_fitting, transfer
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RUN = [
     "head=fcn", "backbone=resnet18", "backbone.out_levels=[2,3]", "neck=none", "data=shapes",
     "data.train.task=semantic", "data.train.num_images=4",

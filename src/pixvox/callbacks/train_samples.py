@@ -46,14 +46,15 @@ class TrainSamples(pl.Callback):
         for part in parts_of(batch):
             self._samples += training_samples(part, names)
         if len(self._samples) >= self.max_images:
-            self._draw()
+            self.draw()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw what there is after a training of few images."""
         if 0 < len(self._samples) < self.max_images:
-            self._draw()
+            self.draw()
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """Write the picture."""
         if self.timer is not None:
             self.timer.leave_out()
         from pixvox.visualization.samples import draw_samples
