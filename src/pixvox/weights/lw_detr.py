@@ -142,43 +142,14 @@ def assemble(
     """
     from pixvox.models import create_model
 
-    backbone, neck, head = (converted[part] for part in ("backbone.", "neck.", "head."))
-    out_blocks, scales = given_out(vit, source), arguments["neck__scale_factors"]
-    expansion, cross_heads = (
-        config.get("hidden_expansion", 0.5),
-        config.get("decoder_cross_attention_heads", 16),
-    )
+    out_blocks, cross_heads = given_out(vit, source), config.get("decoder_cross_attention_heads", 16)
+    expansion = config.get("hidden_expansion", 0.5)
     try:
-        channels = head["queries.weight"].shape[1]
-        for name, told, found in (
-            ("hidden_expansion", int(channels * expansion), len(neck["scales.0.mix.split.0.weight"]) // 2),
-            ("projector_scale_factors", len(scales), count(neck, r"scales\.(\d+)\.")),
-            ("out_indices", max(out_blocks), count(backbone, r"layers\.(\d+)\.")),
-        ):
-            if told != found:
-                raise WeightsError(
-                    f"{source}: by {name} config.json tells {told}, the weights {found}; is it that of these weights?"
-                )
-        patch = backbone["embedding.weight"]
-        num_classes = len(head["classes.bias"])
-        groups = sum(key.startswith("proposal_classes.") for key in head) // 2
-        sizes: dict[str, Any] = {
-            "in_channels": patch.shape[1],
-            "backbone__channels": patch.shape[0],
-            "backbone__patch_size": list(patch.shape[2:]),
-            "backbone__position_size": list(backbone["positions.plane"].shape[2:]),
-            "backbone__mlp_ratio": len(backbone["layers.0.fc1.bias"]) / patch.shape[0],
-            "num_queries": len(head["queries.weight"]) // groups,
-            "groups": groups,
-            "feedforward": len(head["decoder.layers.0.linear1.bias"]),
-            "num_layers": count(head, r"decoder\.layers\.(\d+)\."),
-            "points_per_head": len(head["decoder.layers.0.cross_attention.attention_weights.bias"])
-            // (cross_heads * len(scales)),
-            "neck__out_channels": channels,
-            "neck__num_blocks": count(neck, r"scales\.0\.mix\.chain\.(\d+)\."),
-        }
+        _check_told(converted, out_blocks, len(arguments["neck__scale_factors"]), expansion, source)
+        sizes = _sizes(converted, cross_heads * len(arguments["neck__scale_factors"]))
     except KeyError as error:
         raise WeightsError(f"{source}: the weights of LW-DETR lack what is here called {error}") from error
+    num_classes = len(converted["head."]["classes.bias"])
     model = create_model(
         head="lw_detr",
         backbone="windowed_vit",
@@ -206,6 +177,49 @@ def assemble(
     load_state(model, state, source)
     model.config["inference"] = _inference(source, vit)
     return model
+
+
+def _check_told(
+    converted: Mapping[str, Mapping[str, Tensor]],
+    out_blocks: Sequence[int],
+    scales: int,
+    expansion: float,
+    source: Path,
+) -> None:
+    """Refuse a configuration that tells other sizes than the weights have."""
+    backbone, neck, head = (converted[part] for part in ("backbone.", "neck.", "head."))
+    hidden = int(head["queries.weight"].shape[1] * expansion)
+    for name, told, found in (
+        ("hidden_expansion", hidden, len(neck["scales.0.mix.split.0.weight"]) // 2),
+        ("projector_scale_factors", scales, count(neck, r"scales\.(\d+)\.")),
+        ("out_indices", max(out_blocks), count(backbone, r"layers\.(\d+)\.")),
+    ):
+        if told != found:
+            raise WeightsError(
+                f"{source}: by {name} config.json tells {told}, the weights {found}; is it that of these weights?"
+            )
+
+
+def _sizes(converted: Mapping[str, Mapping[str, Tensor]], cross_attentions: int) -> dict[str, Any]:
+    """Return the options of a model that its weights tell; each point of a query has ``cross_attentions`` weights."""
+    backbone, neck, head = (converted[part] for part in ("backbone.", "neck.", "head."))
+    patch = backbone["embedding.weight"]
+    groups = sum(key.startswith("proposal_classes.") for key in head) // 2
+    attention = head["decoder.layers.0.cross_attention.attention_weights.bias"]
+    return {
+        "in_channels": patch.shape[1],
+        "backbone__channels": patch.shape[0],
+        "backbone__patch_size": list(patch.shape[2:]),
+        "backbone__position_size": list(backbone["positions.plane"].shape[2:]),
+        "backbone__mlp_ratio": len(backbone["layers.0.fc1.bias"]) / patch.shape[0],
+        "num_queries": len(head["queries.weight"]) // groups,
+        "groups": groups,
+        "feedforward": len(head["decoder.layers.0.linear1.bias"]),
+        "num_layers": count(head, r"decoder\.layers\.(\d+)\."),
+        "points_per_head": len(attention) // cross_attentions,
+        "neck__out_channels": head["queries.weight"].shape[1],
+        "neck__num_blocks": count(neck, r"scales\.0\.mix\.chain\.(\d+)\."),
+    }
 
 
 def convert_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
