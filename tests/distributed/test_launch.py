@@ -104,6 +104,7 @@ def test_signals_are_handed_on_and_everyone_ends(tmp_path, number, error):
     [
         (["trainer=fsdp2", "precision=16-mixed"], "bf16-mixed"),
         (["trainer=fsdp2", "ema_decay=0.99"], "ema_decay=null"),
+        (["trainer=fsdp2", "head=fcn", "inference.tile_size=64"], "give it to pixvox evaluate"),
         (["trainer=ddp", "trainer.sync_batchnorm=true"], "backbone.norm=group"),
     ],
 )

@@ -60,7 +60,7 @@ def check_support(config: DictConfig) -> None:
         config: A composed configuration.
 
     Raises:
-        ConfigError: If the trainer's strategy does not go with its precision, averages or batch norms.
+        ConfigError: If the trainer's strategy does not go with its precision, averages, tiles or batch norms.
     """
     sharded = str(OmegaConf.select(config, "trainer.strategy._target_")) == f"{__name__}.fsdp2"
     if sharded and config.precision not in ("32-true", "bf16-mixed"):
@@ -77,6 +77,12 @@ def check_support(config: DictConfig) -> None:
         raise ConfigError(
             "trainer.sync_batchnorm=true does nothing with trainer=fsdp2; choose trainer=ddp, or a norm that does not "
             "look at the batch, such as backbone.norm=group"
+        )
+    if sharded and OmegaConf.select(config, "inference.tile_size"):
+        raise ConfigError(
+            f"inference.tile_size={config.inference.tile_size} does not go with trainer=fsdp2: processes whose images "
+            "have other numbers of tiles would wait for one another for ever; choose trainer=ddp, or give it to pixvox "
+            "evaluate and pixvox predict instead"
         )
     if config.trainer.get("sync_batchnorm") and not on_cuda(config):
         raise ConfigError(
