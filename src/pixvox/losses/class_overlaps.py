@@ -58,7 +58,8 @@ class _SoftmaxSums(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         probabilities, of_truth, known = ctx.saved_tensors
         of_shared, of_predicted = gradients
-        at_truth = of_shared[known] * of_truth
+        # A tenth of the time of indexing by a map.
+        at_truth = of_shared.index_select(0, known.flatten()).view_as(of_truth).mul_(of_truth)
         slopes = probabilities * of_predicted.view(-1, *[1] * (probabilities.dim() - 2))
         # That of softmax: each probability's own slope, less what all of a pixel have together.
         slopes.addcmul_(probabilities, slopes.sum(dim=1, keepdim=True) + at_truth, value=-1)
