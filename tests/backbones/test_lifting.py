@@ -38,13 +38,19 @@ def test_lifted_network_on_equal_slices_equals_the_2d_network_on_each():
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["convnext_atto", "convnextv2_atto", "repvgg_a0", "mobilenetv3_small_050", "vgg11_bn", "xception41",
-     "efficientnet_b0", "hgnetv2_b0", "hgnet_tiny", "seresnet18", "densenet121", "resnet18d"],
+    ("name", "output_stride"),
+    [
+        *((name, 32) for name in ("convnext_atto", "convnextv2_atto", "repvgg_a0", "mobilenetv3_small_050",
+                                  "vgg11_bn", "xception41", "efficientnet_b0", "hgnetv2_b0", "hgnet_tiny",
+                                  "seresnet18", "densenet121", "resnet18d", "tf_efficientnet_b0")),
+        ("convnext_atto", 16),
+        ("convnextv2_atto", 8),
+    ],
 )  # fmt: skip
-def test_networks_of_timm_keep_their_maps_on_one_slice_and_on_equal_slices(name):
+def test_networks_of_timm_keep_their_maps_on_one_slice_and_on_equal_slices(name, output_stride):
+    options = {} if output_stride == 32 else {"output_stride": output_stride}
     plane = randomised(
-        timm.create_model(name, features_only=True, feature_cls="getter", out_indices=(-2, -1))
+        timm.create_model(name, features_only=True, feature_cls="getter", out_indices=(-2, -1), **options)
     )
     image = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -166,7 +166,6 @@ def test_files_that_do_not_fit_are_refused_with_the_reason(tmp_path, monkeypatch
         ("vgg11", {"output_stride": 8}, "'vgg11'"),
         ("maxvit_tiny_tf_224", {}, "takes images of the size it was trained with alone"),
         ("edgenext_xx_small", {"spatial_dims": 3}, "has layers for images alone .* backbone=swin, dino"),
-        ("tf_efficientnet_b0", {"spatial_dims": 3}, "whose names begin with tf_"),
         ("resnet18", {"spatial_dims": 3, "depth_strides": (1, 2)}, "one entry for each of 5 halvings"),
     ],
 )

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.grn import GlobalResponseNorm
 from timm.layers.norm import LayerNorm2d
 from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import get_same_padding
 from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
 from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models.convnext import ConvNeXtBlock
@@ -127,15 +130,17 @@ def _levels(network: nn.Module, in_channels: int, run: Callable[[Tensor], Any]) 
 
 def lift_conv(conv: nn.Conv2d, step: int, longest: int | None = None) -> nn.Conv3d:
     """Return the convolution whose centre slice is ``conv`` and whose other slices are zero."""
-    if isinstance(conv.padding, str) or type(conv) is not nn.Conv2d:
+    same = isinstance(conv, Conv2dSame)
+    if isinstance(conv.padding, str) or not (same or type(conv) is nn.Conv2d):
         raise ValueError(
-            f"a {type(conv).__name__} with padding={conv.padding!r} has no twin for volumes here; of timm's networks, "
-            "those whose names begin with tf_ have such layers, the others do not"
+            f"a {type(conv).__name__} with padding={conv.padding!r} has no twin for volumes here"
         )
     kernel, stride, padding, dilation = (
         per_axis(value, 2) for value in (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     )
-    patches = kernel == stride and kernel[0] > 1 and not any(padding)
+    patches = kernel == stride and kernel[0] > 1 and not any(padding) and not same
+    if same:
+        padding = (0, 0)  # whatever it says, its forward pass pads
     if patches:
         along = step
     else:
@@ -143,7 +148,8 @@ def lift_conv(conv: nn.Conv2d, step: int, longest: int | None = None) -> nn.Conv
         along = kernel[0] if kernel[0] % 2 else 1
         along = min(along, longest or along)
     spread = dilation[0] if along > 1 else 1
-    lifted = (_PatchConv if patches else nn.Conv3d)(
+    kind = _PatchConv if patches else _SameConv if same else nn.Conv3d
+    lifted = kind(
         conv.in_channels,
         conv.out_channels,
         (along, *kernel),  # type: ignore[arg-type]
@@ -166,6 +172,16 @@ class _PatchConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(_whole_depth(x, self.stride[0]))
+
+
+class _SameConv(nn.Conv3d):
+    """A convolution that pads the plane as TensorFlow does: so that each stride has a value, more at the far ends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        geometry = zip(x.shape[3:], self.kernel_size[1:], self.stride[1:], self.dilation[1:], strict=True)
+        missing = [get_same_padding(*axis) for axis in geometry]
+        sides = [(count // 2, count - count // 2) for count in reversed(missing)]
+        return super().forward(F.pad(x, [*sides[0], *sides[1]]))
 
 
 class _PatchMean(nn.AvgPool3d):
