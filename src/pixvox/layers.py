@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pixvox.image_means import mean_of_image
+
 PerAxis = int | Sequence[int]
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -275,8 +277,10 @@ def average_pool(x: Tensor, kernel_size: PerAxis, stride: PerAxis, padding: PerA
 
 
 def adaptive_average_pool(x: Tensor, output_size: PerAxis) -> Tensor:
-    """Pool by the mean to a given size."""
-    return _ADAPTIVE_AVERAGE_POOL[x.dim() - 2](x, per_axis(output_size, x.dim() - 2))
+    """Pool by the mean to a given size; a single value stands for the whole image where ``x`` is of a tile of it."""
+    sizes = per_axis(output_size, x.dim() - 2)
+    pooled = _ADAPTIVE_AVERAGE_POOL[x.dim() - 2](x, sizes)
+    return mean_of_image(pooled) if set(sizes) == {1} else pooled
 
 
 def resize(

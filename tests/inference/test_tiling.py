@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pixvox.errors import ConfigError
 from pixvox.inference.predictor import predict
 from pixvox.inference.tiling import Tiled, tile_starts, window_shares
+from pixvox.layers import adaptive_average_pool
 from pixvox.models import create_model
 from pointwise import PixelScores, noise, pointwise
 
@@ -57,6 +58,57 @@ def test_tiles_of_a_network_without_context_equal_the_whole_image(size, tiles):
             assert tiled.probabilities is None and tiled.class_names == whole.class_names
         model.head.gives_probabilities = True
         torch.testing.assert_close(predict(model, image, **options).probabilities, probabilities)
+
+
+class PooledScores(PixelScores):
+    """Scores of a pixel less the means of the image."""
+
+    def scores(self, features, auxiliary):
+        logits, others = super().scores(features, auxiliary)
+        return logits - adaptive_average_pool(logits, 1), others
+
+
+def pooling(dims):
+    model = pointwise(dims)
+    model.head = PooledScores(4, dims)
+    return model
+
+
+@pytest.mark.parametrize(("size", "tile"), [((12, 28), 4), ((1, 16), 4), ((4, 8, 12), (4, 2, 4))])
+def test_global_pools_see_the_whole_image_in_every_tile(size, tile):
+    model, image = pooling(len(size)), noise(size)
+    whole = predict(model, image).class_map
+    for batch in (1, 3):
+        assert torch.equal(predict(model, image, tile_size=tile, tile_batch_size=batch).class_map, whole)
+    alone = predict(model, image, tile_size=tile, pool_over="tile").class_map
+    assert (alone != whole).float().mean() > 0.1
+
+
+def test_means_of_images_do_not_mix_and_views_have_their_own():
+    model, images = pooling(2), [noise((12, 28), seed) for seed in (1, 2)]
+    options = {"tta": {"flips": [-1], "scales": [1, 2]}, "batch_size": 2}
+    wholes = predict(model, images, **options)
+
+    def agreement(**more):
+        tiled = predict(model, images, tile_size=4, **options, **more)
+        return [
+            (one.class_map == whole.class_map).float().mean()
+            for one, whole in zip(tiled, wholes, strict=True)
+        ]
+
+    assert min(agreement()) > 0.9 > max(agreement(pool_over="tile"))
+
+
+def test_a_pass_for_means_is_made_where_there_are_global_pools_and_several_tiles():
+    image = noise((8, 16))
+    for model, tile, passes in ((pooling(2), 8, 5), (pooling(2), 16, 1), (pointwise(), 8, 4)):
+        forward = model.head.scores
+        sizes = []
+        model.head.scores = lambda features, auxiliary, to=sizes, do=forward: (
+            to.append(features.levels[0].shape) or do(features, auxiliary)
+        )
+        predict(model, image, tile_size=tile)
+        assert len(sizes) == passes
 
 
 def test_resized_images_are_tiled_at_the_size_of_the_network_and_come_back():
@@ -163,6 +215,7 @@ def test_wrong_options_are_named():
         ({"tile_size": 4, "overlap": 1.0}, r"\[0, 1\)"),
         ({"tile_size": 4, "tile_batch_size": 0}, "at least 1"),
         ({"blend": "soft"}, "gaussian, linear, constant"),
+        ({"pool_over": "all"}, "image, tile"),
         ({"tile_sise": 4}, "did you mean tile_size"),
     ):
         with pytest.raises((ConfigError, ValueError), match=message):

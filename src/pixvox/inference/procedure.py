@@ -14,7 +14,7 @@ from pixvox.heads.head import Outputs
 from pixvox.inference.class_scores import AtOnce, NetworkScores, Scores, Strip
 from pixvox.inference.clean_up import CleanUp
 from pixvox.inference.test_time_augmentation import Augmented
-from pixvox.inference.tiling import Blend, Tiled
+from pixvox.inference.tiling import Blend, PoolOver, Tiled
 from pixvox.layers import resize
 from pixvox.normalizer import intensity_range
 from pixvox.signatures import describe, example, fits, nearest, signature
@@ -44,6 +44,7 @@ class Procedure:
         blend: ``"gaussian"``, ``"linear"`` or ``"constant"``, see ``pixvox.inference.tiling.Tiled``.
         tile_batch_size: Tiles that go through the network together.
         accumulator: ``"float32"`` or ``"float16"``: type in which scores of tiles are added up.
+        pool_over: What global pools of the network take the mean of: ``"image"``, or ``"tile"``.
         tta: Options of ``pixvox.inference.test_time_augmentation.Augmented``; none for no augmentation.
         clean_up: Options of ``pixvox.inference.clean_up.CleanUp``; none to leave results as they are.
 
@@ -59,6 +60,7 @@ class Procedure:
         blend: Blend = "gaussian",
         tile_batch_size: int = 1,
         accumulator: Literal["float32", "float16"] = "float32",
+        pool_over: PoolOver = "image",
         tta: Mapping[str, Any] | None = None,
         clean_up: Mapping[str, Any] | None = None,
     ) -> None:
@@ -78,7 +80,7 @@ class Procedure:
             _check_class_maps(model, "tiling")
             lengths = axis_lengths(tile_size, model.spatial_dims)
             self.pieces = Tiled(
-                scores, lengths, overlap, blend, tile_batch_size, accumulator, model.size_divisor
+                scores, lengths, overlap, blend, tile_batch_size, accumulator, model.size_divisor, pool_over
             )
 
     @classmethod

@@ -6,6 +6,7 @@ follows the tile along the longest way, not the image.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixvox.errors import ConfigError
+from pixvox.image_means import ImageMeans
 from pixvox.inference.class_scores import Scores, Strip
 from pixvox.structures import Size
 
 Blend = Literal["gaussian", "linear", "constant"]
+PoolOver = Literal["image", "tile"]
 
 _LEAST = 1e-3
 """Weight at the edge of a window relative to its centre: a pixel that one window sees is still seen."""
@@ -31,10 +34,11 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16}
 class Tiled:
     """Blends the scores of overlapping tiles.
 
-    Where tiles overlap, each counts by how near its own centre a pixel is, since a network knows least at the border
-    of what it sees: "nnU-Net" (Isensee et al., 2021, https://doi.org/10.1038/s41592-020-01008-z) weighs by a Gaussian.
-    The weights of all tiles are 1 together at every pixel. Tiles begin at multiples of the network's strides, so
-    that its grid lies in every tile as it lies in the image.
+    Where tiles overlap, each counts by how near its own centre a pixel is, since a network knows least at the
+    border of what it sees: "nnU-Net" (Isensee et al., 2021, https://doi.org/10.1038/s41592-020-01008-z) weighs by a
+    Gaussian. The weights of all tiles are 1 together at every pixel. Tiles begin at multiples of the network's
+    strides, so that its grid lies in every tile as it lies in the image. A network that pools globally is given the
+    means of the image, which a first pass over tiles that hardly overlap gathers (``pixvox.image_means``).
 
     Scores take ``classes * (t + o) * rest`` elements: ``t`` is the length of a tile and ``o < t`` that of the overlap
     along the axis with the most tiles, ``rest`` the product of the image's lengths along the other axes. With the
@@ -49,6 +53,7 @@ class Tiled:
         batch_size: Tiles that go through the network together.
         accumulator: ``"float32"``, or ``"float16"`` to halve the memory of the scores.
         divisor: Tiles begin at its multiples, per axis in array order; as ``Segmenter.size_divisor``.
+        pool_over: What global pools take the mean of: ``"image"``, or ``"tile"``, which saves the first pass.
 
     Raises:
         ConfigError: If an option has no such value.
@@ -72,6 +77,7 @@ class Tiled:
         batch_size: int = 1,
         accumulator: Literal["float32", "float16"] = "float32",
         divisor: Sequence[int] | None = None,
+        pool_over: PoolOver = "image",
     ) -> None:
         if not all(length >= 1 for length in tile_size):
             raise ConfigError(f"tile_size must be at least 1 along every axis, got {list(tile_size)}")
@@ -83,6 +89,8 @@ class Tiled:
             raise ConfigError(f"blend must be one of {', '.join(_WINDOWS)}; got {blend!r}")
         if accumulator not in _TYPES:
             raise ConfigError(f"accumulator must be one of {', '.join(_TYPES)}; got {accumulator!r}")
+        if pool_over not in ("image", "tile"):
+            raise ConfigError(f"pool_over must be image or tile; got {pool_over!r}")
         if batch_size < 1:
             raise ConfigError(f"tile_batch_size must be at least 1, got {batch_size}")
         self.scores = scores
@@ -92,6 +100,7 @@ class Tiled:
         self.batch_size = batch_size
         self.dtype = _TYPES[accumulator]
         self.divisor = tuple(divisor or (1,) * len(self.tile_size))
+        self.pools = pool_over == "image"  # until the first tile tells that there are none
 
     def strips(
         self, image: Float[Tensor, "channels *spatial"], intensity_range: Float[Tensor, "channels 2"]
@@ -102,12 +111,13 @@ class Tiled:
             image: Un-normalised; tiles alone are moved to the network's device.
             intensity_range: Of the full image.
         """
-        layout = _Layout(tuple(image.shape[1:]), self.tile_size, self.overlap, self.blend, self.divisor)
+        layout = self._layout(image, self.overlap, self.blend)
+        means = self._means(image, intensity_range) if self.pools and layout.count > 1 else None
         sums: Tensor | None = None
         for row in range(layout.rows):
             for tiles in _batches(layout.tiles(row), self.batch_size):
-                images = torch.stack([image[(slice(None), *tile.region)] for tile in tiles])
-                logits = self.scores(images, intensity_range.expand(len(images), -1, -1))
+                with contextlib.nullcontext() if means is None else means.use():
+                    logits = self._scores_of(tiles, image, intensity_range)
                 if sums is None:
                     sums = logits.new_zeros((logits.shape[1], *layout.row_size), dtype=self.dtype)
                 for tile, scored in zip(tiles, logits, strict=True):
@@ -116,6 +126,25 @@ class Tiled:
                 done = layout.finished(row)
                 yield Strip(layout.axis, layout.first(row), sums.narrow(layout.axis + 1, 0, done))
                 _advance(sums, layout.axis + 1, done)
+
+    def _layout(self, image: Tensor, overlap: float, blend: Blend) -> _Layout:
+        return _Layout(tuple(image.shape[1:]), self.tile_size, overlap, blend, self.divisor)
+
+    def _scores_of(self, tiles: Sequence[_Tile], image: Tensor, intensity_range: Tensor) -> Tensor:
+        images = torch.stack([image[(slice(None), *tile.region)] for tile in tiles])
+        return self.scores(images, intensity_range.expand(len(images), -1, -1))
+
+    def _means(self, image: Tensor, intensity_range: Tensor) -> ImageMeans | None:
+        """Return what the network's global pools give for the image; None where it has none."""
+        layout, means = self._layout(image, 0.0, "constant"), ImageMeans()
+        for row in range(layout.rows):
+            for tiles in _batches(layout.tiles(row), self.batch_size):
+                with means.gather(torch.tensor([tile.share for tile in tiles])):
+                    self._scores_of(tiles, image, intensity_range)
+                self.pools = means.found
+                if not self.pools:
+                    return None
+        return means
 
 
 def tile_starts(length: int, tile: int, overlap: float, align: int = 1) -> list[int]:
@@ -202,6 +231,11 @@ class _Tile:
     def size(self) -> Size:
         return tuple(len(share) for share in self.shares)
 
+    @property
+    def share(self) -> float:
+        """How many pixels it counts for."""
+        return math.prod(float(share.sum()) for share in self.shares)
+
     def weighted(self, logits: Tensor) -> Tensor:
         """Return logits ``(classes, *tile)`` as much as they count."""
         for axis, share in enumerate(self.shares, start=1):
@@ -233,6 +267,7 @@ class _Layout:
         ]
         self.axis = max(range(len(size)), key=lambda axis: len(self.starts[axis]))
         self.rows = len(self.starts[self.axis])
+        self.count = math.prod(map(len, self.starts))
         thick = min(size[self.axis], tile_size[self.axis])
         self.row_size = tuple(thick if axis == self.axis else length for axis, length in enumerate(size))
 
