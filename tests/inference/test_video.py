@@ -76,6 +76,15 @@ def test_the_command_takes_videos_and_options_beside_images(film, tmp_path, monk
     assert "give the images" in capsys.readouterr().err
 
 
+@pytest.fixture
+def listening():
+    """Let Ctrl-C be heard; a shell lets what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_video_plays_up_to_the_last_frame(film, tmp_path, number, caplog):
     predictor = Predictor(pointwise())
