@@ -2,7 +2,8 @@
 
 DeepLab's image pooling, BiSeNet's context and squeeze-and-excitation take the mean over all that the network sees. In a
 tile that is another mean than in the image, so the same network segments a tile worse: a first pass over tiles gathers
-the means of the image, a second one uses them.
+the means of the image, a second one uses them. Pools of ``pixvox.layers`` take part; those inside networks of timm, as
+in EfficientNet's squeeze-and-excitation, keep the mean of the tile.
 """
 
 from __future__ import annotations

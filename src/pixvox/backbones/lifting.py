@@ -139,8 +139,6 @@ def lift_conv(conv: nn.Conv2d, step: int, longest: int | None = None) -> nn.Conv
         per_axis(value, 2) for value in (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     )
     patches = kernel == stride and kernel[0] > 1 and not any(padding) and not same
-    if same:
-        padding = (0, 0)  # whatever it says, its forward pass pads
     if patches:
         along = step
     else:

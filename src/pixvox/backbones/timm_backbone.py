@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from pixvox.backbones.branches import fold_branches
@@ -178,6 +179,8 @@ def _check_sizes(name: str, getter: nn.Module, in_channels: int) -> None:
 def _keep_to_grid(network: nn.Module) -> None:
     """Pad convolutions that would lose the border (those of the first Xception): maps then have whole strides."""
     for conv in network.modules():
+        if isinstance(conv, Conv2dSame):  # pads in its forward pass
+            continue
         if isinstance(conv, nn.Conv2d) and conv.padding == (0, 0) and conv.stride != conv.kernel_size:
             sides = tuple(side // 2 if side % 2 else 0 for side in conv.kernel_size)
             conv.padding = sides

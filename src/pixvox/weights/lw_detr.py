@@ -143,10 +143,10 @@ def assemble(
     from pixvox.models import create_model
 
     out_blocks, cross_heads = given_out(vit, source), config.get("decoder_cross_attention_heads", 16)
-    expansion = config.get("hidden_expansion", 0.5)
+    expansion, scales = config.get("hidden_expansion", 0.5), len(arguments["neck__scale_factors"])
     try:
-        _check_told(converted, out_blocks, len(arguments["neck__scale_factors"]), expansion, source)
-        sizes = _sizes(converted, cross_heads * len(arguments["neck__scale_factors"]))
+        _check_told(converted, out_blocks, scales, expansion, source)
+        sizes = _sizes(converted, cross_heads * scales)
     except KeyError as error:
         raise WeightsError(f"{source}: the weights of LW-DETR lack what is here called {error}") from error
     num_classes = len(converted["head."]["classes.bias"])
