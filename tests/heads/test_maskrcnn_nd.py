@@ -208,3 +208,15 @@ def test_levels_of_different_channels_are_refused_with_the_repair():
 def test_anchor_sizes_must_fit_the_levels():
     with pytest.raises(ValueError, match="anchor_sizes has 1 lists for 2 levels"):
         MaskRCNN((4, 4), ((4, 4), (8, 8)), 1, anchor_sizes=[[8.0]])
+
+
+def test_masks_of_many_detections_are_computed_some_at_a_time(monkeypatch):
+    head, features, widths = _head(2).eval(), _features((28, 40)), []
+    with torch.no_grad():
+        together = head(features)
+        monkeypatch.setattr("pixvox.heads.maskrcnn._MASK_ELEMENTS", 3 * 6 * 8**2)
+        head.mask_branch.register_forward_hook(lambda _, given, made: widths.append(len(made)))
+        apart = head(features)
+    assert len(widths) > 4
+    assert max(widths) == 3
+    torch.testing.assert_close(apart["roi_mask_logits"], together["roi_mask_logits"])

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pixvox.data.fingerprint import Fingerprint
     from pixvox.data.suggestions import Suggestion
 
+_MASK_ELEMENTS = 2**27
+"""Elements of the widest map of the mask branch that are computed together where detections are given masks."""
+
 
 def _region_convs(
     spatial_dims: int, in_channels: int, channels: int, count: int, norm_name: str
@@ -252,6 +255,7 @@ class MaskRCNN(Head):
         )
         self.box_size = box_size
         self.mask_size = mask_size
+        self.mask_channels = mask_channels
         self.box_samples = box_samples
         self.positive_fraction = positive_fraction
         self.sampling_ratio = sampling_ratio
@@ -413,19 +417,23 @@ class MaskRCNN(Head):
                 strict=True,
             )
         ]  # fmt: skip
-        boxes = [part["boxes"] for part in found]
-        mask_logits = self.mask_branch(self._regions(features, boxes, self.mask_size))
-        labels = torch.cat([part["labels"] for part in found])
-        mask_logits = mask_logits[torch.arange(len(labels), device=labels.device), labels]
-        parts = zip(
-            found, mask_logits.split([len(b) for b in boxes]), features.valid_sizes.tolist(), strict=True
-        )
-        for part, logits, size in parts:
+        for i, (part, size) in enumerate(zip(found, features.valid_sizes.tolist(), strict=True)):
+            logits = self._masks(features, i, part["boxes"], part["labels"])
             part["roi_mask_logits"] = logits
             part["valid"] = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
             sides = part["boxes"].new_tensor(size[::-1] * 2)
             part["boxes"] = box_convert(part["boxes"], "xyxy", "cxcywh") / sides
         return {name: nn.utils.rnn.pad_sequence([part[name] for part in found], True) for name in found[0]}
+
+    def _masks(self, features: Features, image: int, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Return the mask of each detection of one image for its class, some at a time: there may be a thousand."""
+        at_once = max(1, _MASK_ELEMENTS // (self.mask_channels * (2 * self.mask_size) ** self.spatial_dims))
+        found = []
+        for some, classes in zip(boxes.split(at_once), labels.split(at_once), strict=True):
+            regions = [some if i == image else some[:0] for i in range(len(features.valid_sizes))]
+            logits = self.mask_branch(self._regions(features, regions, self.mask_size))
+            found.append(logits[torch.arange(len(some), device=some.device), classes])
+        return torch.cat(found)
 
     def _select(
         self, regions: Tensor, logits: Tensor, deltas: Tensor, valid_size: Sequence[int]
