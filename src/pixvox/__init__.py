@@ -20,6 +20,7 @@ from pixvox.version import __version__
 
 if TYPE_CHECKING:
     from pixvox import ops
+    from pixvox.data.volumes.open import open_volume
     from pixvox.errors import ConfigError, DataError, PixvoxError, WeightsError
     from pixvox.models import create_model, list_backbones, list_heads
     from pixvox.segmenter import Segmenter
@@ -33,6 +34,7 @@ _HOMES = {
     "Segmenter": "segmenter",
     "Batch": "structures", "Features": "structures", "Geometry": "structures", "Instances": "structures",
     "Masks": "structures", "Segmentation": "structures",
+    "open_volume": "data.volumes.open",
     "train": "training.train", "load": "weights.loading",
 }  # fmt: skip
 """Where each public name lives; a name is imported when it is first asked for."""
@@ -40,7 +42,7 @@ _HOMES = {
 __all__ = [
     "Batch", "ConfigError", "DataError", "Features", "Geometry", "Instances", "Masks", "PixvoxError",
     "Segmentation", "Segmenter", "WeightsError", "__version__", "create_model", "list_backbones", "list_heads",
-    "load", "ops", "train",
+    "load", "open_volume", "ops", "train",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from pixvox.data.readers.axes import in_array_order
 from pixvox.data.readers.raw_array import RawArray, channels_first, missing_first
 from pixvox.errors import DataError
 
@@ -25,11 +26,11 @@ Channels = Literal["rgb", "grey"]
 MAX_PIXELS = 200_000_000
 """Pixels of one picture or page that are decoded without asking: a picture of 1 kB can claim to be larger."""
 
-_RASTER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
-_TIFF = (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".lsm")
-_ZARR = (".ome.zarr", ".zarr")
-_NIFTI = (".nii.gz", ".nii")
-_NUMPY = (".npy",)
+RASTER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+TIFF = (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".lsm")
+ZARR = (".ome.zarr", ".zarr")
+NIFTI = (".nii.gz", ".nii")
+NUMPY = (".npy",)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ImageFile:
 
 def supported_suffixes() -> tuple[str, ...]:
     """Return the suffixes that can be read, longest first."""
-    return tuple(sorted(_RASTER + _TIFF + _ZARR + _NIFTI + _NUMPY, key=len, reverse=True))
+    return tuple(sorted(RASTER + TIFF + ZARR + NIFTI + NUMPY, key=len, reverse=True))
 
 
 def suffix_of(path: str | Path) -> str | None:
@@ -94,7 +95,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield files and arrays, also those behind links to folders; each such folder is entered once."""
     entered = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, followlinks=True):
-        arrays = [name for name in folders if name.lower().endswith(_ZARR)]
+        arrays = [name for name in folders if name.lower().endswith(ZARR)]
         below = sorted(name for name in folders if name not in arrays and not name.startswith("."))
         folders[:] = [name for name in below if _may_enter(Path(root, name), entered)]
         yield from (Path(root, name) for name in (*files, *arrays) if not name.startswith("."))
@@ -137,10 +138,12 @@ def read_image(
         raise DataError(f"{path}: values of type {data.dtype} are no intensities; store them as numbers")
     if data.size == 0:
         raise DataError(f"{path}: shape {raw.data.shape} holds no pixel; export the image again")
-    if suffix_of(path) in _RASTER + _TIFF and data.dtype == np.uint8 and data.shape[0] in (2, 4):
+    if suffix_of(path) in RASTER + TIFF and data.dtype == np.uint8 and data.shape[0] in (2, 4):
         data = _without_alpha(data, path, raw)
     missing = missing_first(raw, spatial_dims, str(path))
-    return ImageFile(convert_channels(data, channels, str(path)), _ordered(raw, spatial), raw.unit, missing)
+    return ImageFile(
+        convert_channels(data, channels, str(path)), in_array_order(raw.spacing, spatial), raw.unit, missing
+    )
 
 
 def read_labels(
@@ -213,15 +216,9 @@ def convert_channels(data: np.ndarray, channels: Channels | None, source: str) -
 
 def _without_alpha(data: np.ndarray, path: Path, raw: RawArray) -> np.ndarray:
     """Drop the last channel of grey + alpha and RGB + alpha pictures; separate channels are kept."""
-    if suffix_of(path) in _TIFF and not (raw.axes or "").endswith("S"):
+    if suffix_of(path) in TIFF and not (raw.axes or "").endswith("S"):
         return data
     return data[:-1]
-
-
-def _ordered(raw: RawArray, spatial: str) -> tuple[float, ...] | None:
-    steps = [raw.spacing.get(axis) for axis in spatial]
-    known = tuple(step for step in steps if step is not None)
-    return known if len(known) == len(steps) else None
 
 
 def _read(path: Path, max_pixels: int, allow_missing_chunks: bool, keep_palette: bool) -> RawArray:
@@ -230,27 +227,22 @@ def _read(path: Path, max_pixels: int, allow_missing_chunks: bool, keep_palette:
         raise DataError(f"{path} does not exist")
     if suffix is None:
         raise DataError(f"{path}: no reader for this suffix; supported are {', '.join(supported_suffixes())}")
-    if suffix in _RASTER:
+    if suffix in RASTER:
         from pixvox.data.readers.raster import read_raster
 
         return read_raster(path, max_pixels, keep_palette)
-    if suffix in _TIFF:
+    if suffix in TIFF:
         from pixvox.data.readers.tiff import read_tiff
 
         return read_tiff(path, max_pixels, keep_palette)
-    if suffix in _ZARR:
+    if suffix in ZARR:
         from pixvox.data.readers.zarr_array import read_zarr
 
         return read_zarr(path, allow_missing_chunks)
-    if suffix in _NIFTI:
+    if suffix in NIFTI:
         from pixvox.data.readers.nifti import read_nifti
 
         return read_nifti(path)
-    try:
-        # Mapped, so that a shape beyond the end of the file is refused before memory is asked for.
-        with np.errstate(over="ignore"):
-            return RawArray(np.array(np.load(path, mmap_mode="r", allow_pickle=False)), None, {})
-    except Exception as error:  # numpy reads the header as Python and raises what that raises
-        raise DataError(
-            f"{path}: the npy file is damaged, or holds objects instead of numbers ({error})"
-        ) from error
+    from pixvox.data.readers.npy import read_npy
+
+    return read_npy(path)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +12,8 @@ import torch
 from pixvox.data.dataset import Dataset
 from pixvox.data.datasets.ragged import read_ragged
 from pixvox.data.metadata import Metadata
+from pixvox.data.readers.handle import Handle
+from pixvox.data.readers.hdf5 import open_hdf5
 from pixvox.data.sample import Sample, intensity_range, layers_from_masks
 from pixvox.errors import DataError
 from pixvox.structures import Masks
@@ -175,48 +175,18 @@ class Hdf5Instances(Dataset):
 
 
 class _Array:
-    """One array of an HDF5 file, opened by each process for itself: handles do not survive a fork."""
+    """One array of an HDF5 file."""
 
     def __init__(self, path: Path, key: str | None) -> None:
-        self.path, self.key = path, key
-        self._opened: tuple[int, Any, Any] | None = None
-        self.shape = tuple(int(length) for length in self._array().shape)
+        self.path = path
+        self._opened = Handle(open_hdf5, path, key, "image_key or mask_key")
+        self.shape = tuple(int(length) for length in self._opened()[1].shape)
 
     def __getitem__(self, place: int | slice) -> np.ndarray:
         try:
-            return np.asarray(self._array()[place])
+            return np.asarray(self._opened()[1][place])
         except (OSError, RuntimeError, KeyError) as error:
             raise DataError(f"{self.path}[{place}] cannot be read: {error}; the file is damaged") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
-    def _array(self) -> Any:
-        if self._opened is None or self._opened[0] != os.getpid():
-            file, array = self._open()
-            self._opened = (os.getpid(), file, array)
-        return self._opened[2]
-
-    def _open(self) -> tuple[Any, Any]:
-        try:
-            import h5py
-        except ImportError as error:
-            raise DataError(f"{self.path}: HDF5 files need h5py: pip install pixvox[hdf5]") from error
-        if not self.path.is_file():
-            raise DataError(f"{self.path} does not exist")
-        try:
-            file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise DataError(f"{self.path} is no HDF5 file, or it is damaged or cut off: {error}") from error
-        found: list[str] = []
-        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-        key = self.key if self.key is not None else found[0] if len(found) == 1 else None
-        if key not in found:
-            asked = f"no array {self.key!r}" if self.key is not None else f"{len(found)} arrays"
-            raise DataError(
-                f"{self.path} has {asked}: {', '.join(found) or 'none'}; name one by image_key or mask_key"
-            )
-        return file, file[key]
 
 
 def _whole(values: np.ndarray, file: str | Path, index: int) -> np.ndarray:

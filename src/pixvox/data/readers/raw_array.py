@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixvox.errors import DataError
-
-MAX_CHANNELS = 4
-"""Without named axes, an axis of at most this length at the front or the end is taken for channels."""
+from pixvox.data.readers.axes import find_layout
 
 
 @dataclass(frozen=True)
@@ -46,26 +42,8 @@ def channels_first(raw: RawArray, spatial_dims: int | None, source: str) -> tupl
     Raises:
         DataError: If the axes do not fit.
     """
-    data, axes = raw.data, raw.axes
-    if axes is None:
-        axes = _guess_axes(data.shape, spatial_dims, source)
-    if len(axes) != data.ndim:
-        raise DataError(
-            f"{source}: an array of shape {data.shape} cannot have the axes {axes}; export it again"
-        )
-    data, axes = _named(data, axes, spatial_dims)
-    spatial = "".join(axis for axis in "ZYX" if axis in axes)
-    unknown = sorted(set(axes) - set("CZYX"))
-    wanted = spatial_dims or len(spatial)
-    if unknown or len(set(axes)) != len(axes) or len(spatial) != wanted or "YX" not in spatial:
-        raise DataError(
-            f"{source}: axes {raw.axes or axes} of shape {raw.data.shape} are not "
-            f"{'an image (y, x)' if wanted == 2 else 'a volume (z, y, x)'} with or without channels; "
-            f"export one time point, or set spatial_dims"
-        )
-    order = [axes.index(axis) for axis in ("C" + spatial if "C" in axes else spatial)]
-    data = data.transpose(order)
-    return (data if "C" in axes else data[None]), spatial
+    layout = find_layout(raw.data.shape, raw.axes, spatial_dims, source)
+    return layout.arrange(raw.data), layout.spatial
 
 
 def missing_first(raw: RawArray, spatial_dims: int | None, source: str) -> np.ndarray | None:
@@ -74,43 +52,3 @@ def missing_first(raw: RawArray, spatial_dims: int | None, source: str) -> np.nd
         return None
     marked, _ = channels_first(replace(raw, data=raw.missing), spatial_dims, source)
     return np.asarray(marked.any(axis=0))
-
-
-def _named(data: np.ndarray, axes: str, spatial_dims: int | None) -> tuple[np.ndarray, str]:
-    """Give unnamed axes their names and drop those of length 1."""
-    axes = axes.upper().replace("S", "C" if "C" not in axes.upper() else "S")
-    for axis in reversed(range(data.ndim)):
-        surplus = axes[axis] not in "YX" and data.shape[axis] == 1
-        plane = axes[axis] == "Z" and spatial_dims != 2
-        if surplus and not plane:
-            data, axes = data.squeeze(axis), axes[:axis] + axes[axis + 1 :]
-    unnamed = [axis for axis in axes if axis not in "CZYXT"]
-    if len(unnamed) == 1 and "Z" not in axes and spatial_dims != 2:  # the pages of a file are its planes
-        axes = axes.replace(unnamed[0], "Z")
-    elif spatial_dims == 3 and "Z" not in axes and data.ndim == 3:
-        # Planes are often stored as times or channels; a volume of one plane has few of them.
-        other = next(axis for axis in axes if axis not in "YX")
-        if data.shape[axes.index(other)] > MAX_CHANNELS:
-            axes = axes.replace(other, "Z")
-    elif len(unnamed) == 1 and "C" not in axes and spatial_dims == 2:
-        axes = axes.replace(unnamed[0], "C")
-    if spatial_dims == 3 and "Z" not in axes and len(axes.replace("C", "")) == 2:  # a volume of one plane
-        data, axes = data[None], "Z" + axes
-    return data, axes
-
-
-def _guess_axes(shape: Sequence[int], spatial_dims: int | None, source: str) -> str:
-    """Name the axes of an array that says nothing of them."""
-    if len(shape) == 2:
-        return "YX"
-    if len(shape) == 3:
-        if spatial_dims == 3:
-            return "ZYX"
-        if shape[-1] <= MAX_CHANNELS:
-            return "YXC"
-        if spatial_dims == 2 or shape[0] <= MAX_CHANNELS:
-            return "CYX"
-        return "ZYX"
-    if len(shape) == 4:
-        return "ZYXC" if shape[-1] <= MAX_CHANNELS < shape[0] or shape[-1] < shape[0] else "CZYX"
-    raise DataError(f"{source}: an array of shape {tuple(shape)} is neither an image nor a volume")

@@ -34,9 +34,9 @@ def read_tiff(path: Path, max_pixels: int, keep_palette: bool) -> RawArray:
     """
     import tifffile
 
-    promised_pages = check_whole(path)
+    pages = check_whole(path)
     try:
-        with _quiet(), tifffile.TiffFile(path) as file:
+        with quiet_tifffile(), tifffile.TiffFile(path) as file:
             series = file.series[0]
             page = file.pages.first
             pixels = page.imagelength * page.imagewidth
@@ -45,14 +45,15 @@ def read_tiff(path: Path, max_pixels: int, keep_palette: bool) -> RawArray:
                     f"{path}: pages of {pixels} pixels are more than max_pixels={max_pixels}; raise "
                     f"max_pixels if the file is sound, or store it as Zarr or tiled TIFF"
                 )
-            _check_lengths(path, series)
-            _check_shape(path, file, series, promised_pages)
+            for held in series.pages:
+                check_lengths(path, held)
+            check_shape(path, file, series, pages)
             data = np.asarray(series.asarray())
             axes = series.axes
-            spacing, unit = _spacing(file, page)
+            spacing = spacing_of(file, page)
             colours = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
             if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-                data = data.max() - data if data.dtype == bool else np.iinfo(data.dtype).max - data
+                data = inverted(data)
     except DataError:
         raise
     except Exception as error:  # tifffile and its codecs raise their own, unrelated types
@@ -66,7 +67,7 @@ def read_tiff(path: Path, max_pixels: int, keep_palette: bool) -> RawArray:
                 f"{path}: the palette does not fit the values of type {data.dtype}; save it as RGB"
             )
         data, axes = (colours.T[data] >> 8).astype(np.uint8), axes + "S"
-    return RawArray(data, axes, spacing, unit, indexed)
+    return RawArray(data, axes, spacing, indexed=indexed)
 
 
 def check_whole(path: Path) -> int:
@@ -110,12 +111,14 @@ def _cut_off(path: Path, pages: int, size: int) -> DataError:
     )
 
 
-def _check_lengths(path: Path, series: Any) -> None:
-    """Refuse strips and tiles that claim to be longer than the file: they would be given that much memory."""
+def check_lengths(path: Path, page: Any) -> None:
+    """Refuse a page with strips or tiles that claim to be longer than the file: they would be given that much memory.
+
+    Raises:
+        DataError: If there is one.
+    """
     size = path.stat().st_size
-    longest = max(
-        (count for page in series.pages if page is not None for count in page.databytecounts), default=0
-    )
+    longest = max(page.databytecounts, default=0) if page is not None else 0
     if longest > size:
         raise DataError(
             f"{path}: the file is damaged or cut off: a strip or tile claims {longest} bytes, the file has {size}; "
@@ -123,8 +126,18 @@ def _check_lengths(path: Path, series: Any) -> None:
         )
 
 
-def _check_shape(path: Path, file: Any, series: Any, pages: int) -> None:
-    """Compare what the description promises with what the pages hold."""
+def check_shape(path: Path, file: Any, series: Any, pages: int) -> None:
+    """Compare what the description promises with what the pages hold.
+
+    Args:
+        path: For the message.
+        file: As opened by tifffile.
+        series: Its first series.
+        pages: Number of pages in the chain.
+
+    Raises:
+        DataError: If pages are missing.
+    """
     promised = None
     if file.is_shaped and file.shaped_metadata:
         promised = file.shaped_metadata[0].get("shape")
@@ -138,13 +151,23 @@ def _check_shape(path: Path, file: Any, series: Any, pages: int) -> None:
         )
 
 
-def _spacing(file: Any, page: Any) -> tuple[dict[str, float], str]:
+def inverted(values: np.ndarray) -> np.ndarray:
+    """Return values of a file that stores white as 0 with black as 0.
+
+    Example:
+        >>> inverted(np.array([0, 250], np.uint8))
+        array([255,   5], dtype=uint8)
+    """
+    return ~values if values.dtype == bool else np.iinfo(values.dtype).max - values
+
+
+def spacing_of(file: Any, page: Any) -> dict[str, float]:
     """Return the pixel size by axis in micrometres, where ImageJ's or OME's metadata state a unit."""
     if file.is_imagej and file.imagej_metadata:
         metadata = file.imagej_metadata
         scale = _MICROMETRES.get(str(metadata.get("unit", "")).strip())
         if scale is None:
-            return {}, "um"
+            return {}
         spacing = {}
         for axis, tag in (("X", "XResolution"), ("Y", "YResolution")):
             if tag in page.tags:
@@ -153,10 +176,8 @@ def _spacing(file: Any, page: Any) -> tuple[dict[str, float], str]:
                     spacing[axis] = scale * denominator / numerator
         if metadata.get("spacing"):
             spacing["Z"] = scale * abs(float(metadata["spacing"]))
-        return spacing, "um"
-    if file.is_ome and file.ome_metadata:
-        return _ome_spacing(file.ome_metadata), "um"
-    return {}, "um"
+        return spacing
+    return _ome_spacing(file.ome_metadata) if file.is_ome and file.ome_metadata else {}
 
 
 def _ome_spacing(xml: str) -> dict[str, float]:
@@ -175,7 +196,7 @@ def _ome_spacing(xml: str) -> dict[str, float]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_tifffile() -> Iterator[None]:
     """Keep tifffile from logging what is raised as an error here."""
     log = logging.getLogger("tifffile")
     level = log.level

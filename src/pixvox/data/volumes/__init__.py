@@ -1,0 +1,1 @@
+"""Images and volumes larger than memory: opened, read region by region, converted."""
