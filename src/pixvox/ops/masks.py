@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
@@ -34,6 +35,7 @@ __all__ = [
     "sample_crops",
 ]
 
+_MOST_COUNTED = 2**20  # ids below are looked up in a list with a place for each
 _PAIRS = 2**21  # pairs of a mask and a place that are looked at together
 
 
@@ -69,12 +71,7 @@ def crop_label_map(
         The crops (bool) and their origins in array order.
     """
     dims = label_map.ndim
-    positions = label_map.nonzero()
-    present, row = torch.unique(label_map[label_map != 0].to(torch.int64), return_inverse=True)
-    low = torch.full((len(present), dims), torch.iinfo(torch.int64).max, device=label_map.device)
-    index = row[:, None].expand_as(positions)
-    low = low.scatter_reduce(0, index, positions, "amin")
-    high = torch.zeros_like(low).scatter_reduce(0, index, positions, "amax") + 1
+    present, low, high = _label_bounds(label_map)
     if ids is None:
         wanted = present
     else:
@@ -90,6 +87,33 @@ def crop_label_map(
         for number, first, last in zip(wanted.tolist(), low.tolist(), high.tolist(), strict=True)
     ]
     return crops, low
+
+
+def _label_bounds(label_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ids of a label map, ascending, and the first corner and the last of each, in array order."""
+    least, most = (int(bound) for bound in label_map.aminmax()) if label_map.numel() else (0, 0)
+    if label_map.device.type == "cpu" and 0 <= least and most < _MOST_COUNTED:
+        return _counted_bounds(label_map)
+    positions = label_map.nonzero()
+    present, row = torch.unique(label_map[label_map != 0].to(torch.int64), return_inverse=True)
+    low = torch.full((len(present), label_map.ndim), torch.iinfo(torch.int64).max, device=label_map.device)
+    index = row[:, None].expand_as(positions)
+    low = low.scatter_reduce(0, index, positions, "amin")
+    return present, low, torch.zeros_like(low).scatter_reduce(0, index, positions, "amax") + 1
+
+
+def _counted_bounds(label_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what ``_label_bounds`` does, without sorting, for ids that a list can hold."""
+    from scipy.ndimage import find_objects
+
+    labels = label_map.numpy()
+    found = find_objects(labels.astype(np.uint8) if labels.dtype == bool else labels)
+    present = [number for number, place in enumerate(found, 1) if place is not None]
+    corners = np.array(
+        [[(part.start, part.stop) for part in found[number - 1]] for number in present], dtype=np.int64
+    ).reshape(len(present), label_map.ndim, 2)
+    low, high = torch.from_numpy(corners).unbind(-1)
+    return torch.tensor(present, dtype=torch.int64), low.contiguous(), high.contiguous()
 
 
 def crop_boxes(
