@@ -19,6 +19,7 @@ from pixvox.benchmark.commands import benchmark_app
 from pixvox.command_options import ConfigDir, DataPath, Debug, Json, Overrides, RunPath
 from pixvox.console import exit_if_failed, print_json, print_table, show_comparison
 from pixvox.errors import ConfigError, PixvoxError
+from pixvox.metrics.commands import score
 
 app = typer.Typer(
     name="pixvox",
@@ -309,6 +310,9 @@ def evaluate(
         print_table("classes", found.classes.header, found.classes.cells())
     for path in files:
         typer.echo(str(path))
+
+
+app.command()(score)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pixvox.errors import ConfigError
+from pixvox.metrics import matching
 from pixvox.metrics.matching import LabelMapScores, match_pairs
 from pixvox.structures import Instances, Segmentation
 
@@ -113,20 +114,24 @@ def test_panoptic_quality_excludes_iou_of_one_half():
     assert results["PQ"] == 0.0
 
 
-def test_match_pairs_equals_exhaustive_search():
+@pytest.mark.parametrize("most_pairs", [True, False])
+@pytest.mark.parametrize("dense_elements", [1 << 20, 0])
+def test_match_pairs_equals_exhaustive_search(most_pairs, dense_elements, monkeypatch):
+    """The full matrix of small groups and the sparse solver of large ones alike."""
+    monkeypatch.setattr(matching, "_DENSE_ELEMENTS", dense_elements)
     generator = np.random.default_rng(3)
-    for _ in range(60):
+    for _ in range(40):
         rows, columns = np.nonzero(generator.random((4, 5)) < 0.45)
         iou = generator.random(len(rows)).round(2)
-        chosen = match_pairs(rows, columns, iou)
+        chosen = match_pairs(rows, columns, iou, most_pairs)
         best = (0, 0.0)
         for size in range(5):
             for subset in itertools.combinations(range(len(rows)), size):
                 picked = list(subset)
                 if len(set(rows[picked])) == len(set(columns[picked])) == size:
-                    best = max(best, (size, float(iou[picked].sum())))
-        assert len(set(rows[chosen])) == len(set(columns[chosen])) == len(chosen) == best[0]
-        assert iou[chosen].sum() == pytest.approx(best[1])
+                    best = max(best, (size if most_pairs else 0, float(iou[picked].sum())))
+        assert len(set(rows[chosen])) == len(set(columns[chosen])) == len(chosen)
+        assert (len(chosen) if most_pairs else 0, iou[chosen].sum()) == pytest.approx(best)
 
 
 def test_classes_must_agree_unless_class_agnostic():

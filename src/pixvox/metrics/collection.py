@@ -17,6 +17,7 @@ from pixvox.metrics.metric import Metric
 from pixvox.metrics.precision_recall import PrecisionRecallCurve
 from pixvox.metrics.semantic import SemanticScores
 from pixvox.metrics.surface_distances import SurfaceDistances
+from pixvox.metrics.volume_scores import VolumeScores
 from pixvox.structures import Segmentation
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def default_metrics(
     boundary_iou: bool = False,
     surface_distances: bool = False,
     tolerance: float = 1.0,
+    field: bool = False,
 ) -> Metrics:
     """Return the metrics that suit a dataset, by its task and dimensions.
 
@@ -144,12 +146,18 @@ def default_metrics(
         iou_types: What instances are scored by; ``["bbox"]`` for models that predict no masks.
         boundary_iou: Add the IoU of the boundaries of class maps.
         surface_distances: Add HD95, ASSD and surface Dice of class maps, in the unit of the spacing.
-        tolerance: Distance up to which the surface Dice takes a surface for right, in that unit.
+        tolerance: Distance up to which the surface Dice takes a surface for right, and centroids are matched, in that
+            unit.
+        field: Add ``VolumeScores`` of instances, each name with ``field_`` before it.
 
     Raises:
         ConfigError: For a task without metrics, boxes of volumes alone, or scores of another task.
     """
     metrics: dict[str, Metric]
+    if field and metadata.task != "instance":
+        raise ConfigError(
+            f"metrics.field scores instances, but the task is {metadata.task!r}; leave it false"
+        )
     if metadata.task == "semantic":
         return _class_map_metrics(
             metadata, best_by, per_class is not False, boundary_iou, tolerance if surface_distances else None
@@ -170,14 +178,15 @@ def default_metrics(
             f"no metrics are known for task {metadata.task!r}; it is 'instance', 'semantic' or 'panoptic'"
         )
     if "segm" not in iou_types:
+        if field:
+            raise ConfigError(
+                "metrics.field scores masks; leave it false for models that predict boxes alone"
+            )
         return _box_metrics(metadata, iou_types, best_by, max_detections, per_class is True)
-    metrics = {
-        "label_map": LabelMapScores(
-            thresholds,
-            0.5 if score_threshold is None else score_threshold,
-            num_classes=len(metadata.class_names),
-        )
-    }
+    shown_from = 0.5 if score_threshold is None else score_threshold
+    metrics = {"label_map": LabelMapScores(thresholds, shown_from, num_classes=len(metadata.class_names))}
+    if field:
+        metrics["field"] = VolumeScores(shown_from, distance=tolerance, prefix="field_")
     if metadata.spatial_dims == 2:
         metrics = {
             "coco": CocoAveragePrecision(iou_types, max_detections, per_class is True, metadata.class_names)

@@ -25,13 +25,26 @@ COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
 """IoU thresholds .50, .55, ... .95."""
 
 
+_DENSE_ELEMENTS = 1 << 20
+"""Rows times columns of a connected group up to which its assignment is solved as a full matrix."""
+
+
 def match_pairs(
-    rows: Int[np.ndarray, " pairs"], columns: Int[np.ndarray, " pairs"], iou: Float[np.ndarray, " pairs"]
+    rows: Int[np.ndarray, " pairs"],
+    columns: Int[np.ndarray, " pairs"],
+    iou: Float[np.ndarray, " pairs"],
+    most_pairs: bool = True,
 ) -> Int[np.ndarray, " matches"]:
     """Choose pairs, no row and no column twice: as many as possible, then of the largest total IoU.
 
     Without overlaps a pair of IoU above one half is alone in its row and column, so nearly all pairs are
     decided without an assignment; what remains is split into connected groups, each solved exactly.
+
+    Args:
+        rows: Row of each pair.
+        columns: Column of each pair.
+        iou: What each pair is worth, in [0, 1].
+        most_pairs: False looks at the total IoU alone, which may leave out pairs of little worth.
 
     Returns:
         Indices of the chosen pairs, ascending.
@@ -51,29 +64,60 @@ def match_pairs(
         order = np.argsort(group, kind="stable")
         borders = np.flatnonzero(np.diff(group[order])) + 1
         chosen += [
-            _assign(part, rows[part], columns[part], iou[part])
+            part[_assign(rows[part], columns[part], iou[part], most_pairs)]
             for part in np.split(rest[order], borders)
         ]  # fmt: skip
     return np.sort(np.concatenate(chosen))
 
 
 def _assign(
-    pairs: npt.NDArray[np.int64],
     rows: npt.NDArray[np.int64],
     columns: npt.NDArray[np.int64],
     iou: npt.NDArray[np.float64],
-) -> npt.NDArray[np.int64]:
-    """Solve one connected group: each pair is worth 1, and its IoU decides between equal numbers of pairs."""
-    from scipy.optimize import linear_sum_assignment
+    most_pairs: bool,
+) -> npt.NDArray[np.bool_]:
+    """Solve one connected group: each pair is worth 1, and its IoU decides between equal numbers of pairs.
 
+    Returns:
+        Which pairs are chosen.
+    """
     unique_rows, row = np.unique(rows, return_inverse=True)
     unique_columns, column = np.unique(columns, return_inverse=True)
-    value = np.zeros((len(unique_rows), len(unique_columns)))
-    value[row, column] = 1 + iou / (2 * min(value.shape))
-    picked_rows, picked_columns = linear_sum_assignment(value, maximize=True)
-    picked = np.zeros(value.shape, dtype=bool)
-    picked[picked_rows, picked_columns] = True
-    return pairs[picked[row, column]]
+    shape = (len(unique_rows), len(unique_columns))
+    value = 1 + iou / (2 * min(shape)) if most_pairs else iou
+    if shape[0] * shape[1] > _DENSE_ELEMENTS:
+        return _assign_sparse(row, column, value, shape)
+    from scipy.optimize import linear_sum_assignment
+
+    values = np.zeros(shape)
+    values[row, column] = value
+    picked = np.zeros(shape, dtype=bool)
+    picked[linear_sum_assignment(values, maximize=True)] = True
+    chosen: npt.NDArray[np.bool_] = picked[row, column]
+    return chosen
+
+
+def _assign_sparse(
+    row: npt.NDArray[np.int64],
+    column: npt.NDArray[np.int64],
+    value: npt.NDArray[np.float64],
+    shape: tuple[int, int],
+) -> npt.NDArray[np.bool_]:
+    """Solve a group that is too large for a full matrix, in memory that grows with its pairs."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    # The solver wants a partner for every row: each may take a column of its own that is worth nothing.
+    spare = np.arange(shape[0])
+    best = 2.0  # above every value, for costs of 0 are no links
+    cost = np.concatenate([best - value, np.full(shape[0], best)])
+    ends = np.concatenate([row, spare]), np.concatenate([column, shape[1] + spare])
+    links = coo_matrix((cost, ends), shape=(shape[0], shape[1] + shape[0])).tocsr()
+    partner = np.empty(shape[0], dtype=np.int64)
+    picked_rows, picked_columns = min_weight_full_bipartite_matching(links)
+    partner[picked_rows] = picked_columns
+    chosen: npt.NDArray[np.bool_] = partner[row] == column
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Integer
 
 from pixvox.structures import Masks, Size
-
-SLAB_ELEMENTS = 1 << 24
-"""Pixels or voxels of a label map that are counted at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -39,85 +36,14 @@ class Overlaps:
     counts: Int[np.ndarray, " pairs"]
     predicted_sizes: Int[np.ndarray, " predictions"]
     true_sizes: Int[np.ndarray, " truths"]
-    predicted_ids: Int[np.ndarray, " predictions"]
-    true_ids: Int[np.ndarray, " truths"]
+    predicted_ids: Integer[np.ndarray, " predictions"]
+    true_ids: Integer[np.ndarray, " truths"]
 
     def iou(self) -> Float[np.ndarray, " pairs"]:
         """Return the intersection over union of each pair."""
         union = self.predicted_sizes[self.predicted] + self.true_sizes[self.true] - self.counts
         iou: npt.NDArray[np.float64] = self.counts / union
         return iou
-
-
-def label_map_overlaps(predicted: Shaped[np.ndarray, "..."], true: Shaped[np.ndarray, "..."]) -> Overlaps:
-    """Count the common elements of the objects of two label maps; 0 is background.
-
-    Args:
-        predicted: Label map with any integer ids, also a memory map.
-        true: Label map of the same size.
-
-    Raises:
-        ValueError: If the sizes differ.
-
-    Example:
-        >>> table = label_map_overlaps(np.array([[5, 5, 0], [0, 9, 9]]), np.array([[1, 1, 1], [0, 0, 2]]))
-        >>> table.predicted_ids.tolist(), table.true_ids.tolist(), table.iou().round(2).tolist()
-        ([5, 9], [1, 2], [0.67, 0.5])
-    """
-    if predicted.shape != true.shape:
-        raise ValueError(
-            f"label maps of sizes {predicted.shape} and {true.shape} cannot be compared; "
-            "bring both to the original frame first"
-        )
-    rows_per_slab = max(1, SLAB_ELEMENTS // max(1, math.prod(predicted.shape[1:])))
-    slabs = [
-        _runs(np.asarray(predicted[row : row + rows_per_slab]), np.asarray(true[row : row + rows_per_slab]))
-        for row in range(0, len(predicted), rows_per_slab)
-    ]
-    empty = np.zeros((3, 0), dtype=np.int64)
-    runs = np.concatenate([empty, *[_merge_runs(*slab) for slab in slabs]], axis=1)
-    first, second, counts = _merge_runs(runs[0], runs[1], runs[2])
-    predicted_ids, rows = np.unique(first, return_inverse=True)
-    true_ids, columns = np.unique(second, return_inverse=True)
-    predicted_sizes = np.bincount(rows, counts, len(predicted_ids)).astype(np.int64)
-    true_sizes = np.bincount(columns, counts, len(true_ids)).astype(np.int64)
-    real_row, real_column = predicted_ids != 0, true_ids != 0
-    keep = real_row[rows] & real_column[columns]
-    return Overlaps(
-        predicted=(np.cumsum(real_row) - 1)[rows[keep]],
-        true=(np.cumsum(real_column) - 1)[columns[keep]],
-        counts=counts[keep],
-        predicted_sizes=predicted_sizes[real_row],
-        true_sizes=true_sizes[real_column],
-        predicted_ids=predicted_ids[real_row],
-        true_ids=true_ids[real_column],
-    )
-
-
-def _runs(
-    first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the runs of equal id pairs in raster order: label maps are piecewise constant, runs are few."""
-    first, second = first.reshape(-1), second.reshape(-1)
-    if first.size == 0:
-        nothing = np.zeros(0, dtype=np.int64)
-        return nothing, nothing, nothing
-    changes = np.flatnonzero((first[1:] != first[:-1]) | (second[1:] != second[:-1])) + 1
-    starts = np.concatenate([[0], changes])
-    lengths = np.diff(np.append(starts, first.size))
-    return first[starts].astype(np.int64), second[starts].astype(np.int64), lengths
-
-
-def _merge_runs(
-    first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Add up the lengths of equal pairs; return unique first ids, second ids and totals as three rows."""
-    first_ids, rows = np.unique(first, return_inverse=True)
-    second_ids, columns = np.unique(second, return_inverse=True)
-    keys, inverse = np.unique(rows * max(1, len(second_ids)) + columns, return_inverse=True)
-    totals = np.bincount(inverse, lengths, len(keys)).astype(np.int64)
-    width = max(1, len(second_ids))
-    return np.stack([first_ids[keys // width], second_ids[keys % width], totals])
 
 
 class Elements(NamedTuple):
