@@ -14,9 +14,10 @@ def adapted_rand_error(table: ContingencyTable) -> dict[str, float]:
     """Return ``ARAND``, 1 minus the F score of pairs of voxels, with ``ARAND_precision`` and ``ARAND_recall``.
 
     Of all pairs of voxels within a predicted object, the precision is the share that lies within one true object; the
-    recall is the same the other way round. Voxels that are background in the truth are left out; predicted background
-    is one more object. "Crowdsourcing the creation of image segmentation algorithms for connectomics"
-    (Arganda-Carreras et al., 2015, https://doi.org/10.3389/fnana.2015.00142), as SNEMI3D scores.
+    recall is the same the other way round. Voxels that are background in the truth are left out, as in SNEMI3D;
+    predicted background is one more object, as in scikit-image: what is missed of many objects counts as merged.
+    "Crowdsourcing the creation of image segmentation algorithms for connectomics" (Arganda-Carreras et al., 2015,
+    https://doi.org/10.3389/fnana.2015.00142).
     """
     overlaps = table.overlaps
     missed = _uncovered(overlaps.true, overlaps.true_sizes, overlaps.counts)
@@ -47,7 +48,7 @@ def variation_of_information(table: ContingencyTable) -> dict[str, float]:
     predicted = _entropy([overlaps.predicted_sizes, missed.sum() + neither], table.voxels)
     true = _entropy([overlaps.true_sizes, spurious.sum() + neither], table.voxels)
     # Differences of equal entropies may be a rounding below 0.
-    split, merge = max(0.0, joint - true), max(0.0, joint - predicted)
+    split, merge = (float(np.maximum(0, joint - side)) for side in (true, predicted))
     return {"VOI": split + merge, "VOI_split": split, "VOI_merge": merge}
 
 
@@ -55,7 +56,7 @@ def _uncovered(
     index: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> Float[np.ndarray, " objects"]:
     """Return how many voxels of each object are background on the other side."""
-    rest: npt.NDArray[np.float64] = sizes - np.bincount(index, counts, len(sizes))
+    rest: npt.NDArray[np.float64] = sizes.astype(np.float64) - np.bincount(index, counts, len(sizes))
     return rest
 
 

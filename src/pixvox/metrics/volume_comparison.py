@@ -68,7 +68,8 @@ def compare_volumes(
         told = ", ".join(f"{volume.source} {volume.size}" for volume in volumes)
         raise DataError(f"label maps of one size can be compared, these differ: {told}")
     counter = ContingencyCounter(spacing or truth.spacing or found.spacing, ignore_ids)
-    for place in _shown(regions(truth.size, _block_size(volumes, block)), progress):
+    lengths = _block_size(truth.size, [volume.chunks for volume in volumes], block)
+    for place in _shown(regions(truth.size, lengths), progress):
         unknown = None if region is None else region.read(place)[0] != 0
         origin = [part.start for part in place]
         counter.add(found.read(place)[0], truth.read(place)[0], unknown, origin)
@@ -106,9 +107,8 @@ def _label_map(given: Any) -> Volume:
     return volume
 
 
-def _block_size(volumes: Sequence[Volume], given: int | Sequence[int] | None) -> Size:
+def _block_size(size: Size, chunks: Sequence[Size | None], given: int | Sequence[int] | None = None) -> Size:
     """Return the lengths of a block: by default whole chunks of all files, as many as memory is meant for."""
-    size = volumes[0].size
     if given is not None:
         lengths = [given] * len(size) if isinstance(given, int) else list(given)
         if len(lengths) != len(size) or min(lengths) < 1:
@@ -116,14 +116,14 @@ def _block_size(volumes: Sequence[Volume], given: int | Sequence[int] | None) ->
                 f"a block has a length above 0 for each of the {len(size)} axes, or one for all; got {given}"
             )
         return tuple(lengths)
-    chunks = [volume.chunks or (1,) * len(size) for volume in volumes]
-    block = [min(length, max(axis)) for length, axis in zip(size, zip(*chunks, strict=True), strict=True)]
+    kept = [lengths or (1,) * len(size) for lengths in chunks]
+    block = [min(length, max(axis)) for length, axis in zip(size, zip(*kept, strict=True), strict=True)]
     while (
         math.prod(block) > BLOCK_VOXELS
     ):  # chunks of these files together are too much: read some of them twice
         longest = block.index(max(block))
         block[longest] = -(-block[longest] // 2)
-    for axis in reversed(range(len(size))):
+    for axis in reversed(range(len(size))):  # values of a row lie together
         block[axis] = min(size[axis], block[axis] * (BLOCK_VOXELS // math.prod(block)))
     return tuple(block)
 
