@@ -132,14 +132,7 @@ def _sample(
         raise DataError(f"{source} has shape {values.shape}: there is nothing in it")
     if values.dtype.kind not in "iufb":
         raise DataError(f"{source}: values of type {values.dtype} are no intensities")
-    if values.shape[0] != in_channels:
-        wanted = {1: "grey", 3: "rgb"}.get(in_channels)
-        if wanted is None or values.shape[0] not in (1, 3):
-            raise DataError(
-                f"{source} has {values.shape[0]} channels, this model takes {in_channels}; "
-                "only grey and RGB are converted into each other"
-            )
-        values = convert_channels(values, "grey" if in_channels == 1 else "rgb", source)
+    values = model_channels(values, in_channels, source)
     values = np.ascontiguousarray(values, dtype=np.float32)
     finite = np.isfinite(values)
     if not finite.all():
@@ -152,6 +145,22 @@ def _sample(
         source=source,
         intensity_range=intensity_range(values),
     )
+
+
+def model_channels(values: np.ndarray, in_channels: int, source: str) -> np.ndarray:
+    """Return ``(channels, *spatial)`` with the channels that a model takes: grey as RGB, RGB as grey.
+
+    Raises:
+        DataError: If the channels are neither the model's, nor grey or RGB.
+    """
+    if values.shape[0] == in_channels:
+        return values
+    if in_channels not in (1, 3) or values.shape[0] not in (1, 3):
+        raise DataError(
+            f"{source} has {values.shape[0]} channels, this model takes {in_channels}; "
+            "only grey and RGB are converted into each other"
+        )
+    return convert_channels(values, "grey" if in_channels == 1 else "rgb", source)
 
 
 def _axes(spatial_dims: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
 from pixvox.inference.blocks import Block, Blocks, intersection, within
 from pixvox.structures import Segmentation
@@ -46,21 +46,37 @@ class TileObjects:
         if instances.scores is not None:
             scores = instances.scores.float().numpy()
             order = instances.scores.argsort(descending=True, stable=True).numpy()  # as the label map counts
-        there = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(instances) + 1)[1:])
+        classes = instances.labels.numpy().astype(np.int64)
+        return cls.from_labels(labels, classes[order], scores[order], block, blocks)
+
+    @classmethod
+    def from_labels(
+        cls, labels: np.ndarray, classes: np.ndarray, scores: np.ndarray, block: Block, blocks: Blocks
+    ) -> TileObjects:
+        """Return the objects of a label map ``(*kept)``; classes and scores are by label from 1 on.
+
+        Labels without a voxel are left out, the others are numbered anew.
+        """
+        there = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:])
         count = len(there)
-        numbers = np.zeros(len(instances) + 1, dtype=np.uint16 if count < 2**16 else np.uint32)
+        numbers = np.zeros(len(classes) + 1, dtype=np.uint16 if count < 2**16 else np.uint32)
         numbers[there + 1] = np.arange(1, count + 1)
-        label_map, chosen = numbers[labels], order[there]
+        label_map = numbers[labels]
         reaches = chain.from_iterable(
             _reach(label_map, count, block, other) for other in blocks.neighbours(block)
         )
         return cls(
             label_map=label_map,
-            classes=instances.labels.numpy()[chosen].astype(np.int64),
-            scores=scores[chosen],
+            classes=classes[there],
+            scores=scores[there],
             core=_sizes(label_map[within(block.core, block.kept)], count),
             reaches=np.array(list(reaches), dtype=np.int64).reshape(-1, 3),
         )
+
+    def without(self, missing: Bool[np.ndarray, "*kept"], block: Block, blocks: Blocks) -> TileObjects:
+        """Return what is left where nothing is missing."""
+        labels = np.where(missing, 0, self.label_map)
+        return self.from_labels(labels, self.classes, self.scores, block, blocks)
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return what is known of each object, by name."""
