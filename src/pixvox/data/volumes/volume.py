@@ -9,7 +9,7 @@ import numpy as np
 
 from pixvox.data.readers.axes import Layout, in_array_order
 from pixvox.data.readers.regions import Index, overlap
-from pixvox.data.volumes.formats.stored_array import StoredArray
+from pixvox.data.volumes.formats.stored_array import StoredArray, refuse_missing
 from pixvox.errors import DataError
 
 
@@ -90,7 +90,7 @@ class Volume:
             return np.zeros(expected, self.dtype)
         index = self.layout.index(region)
         if not self.allow_missing_chunks:
-            self._refuse_missing(index)
+            refuse_missing(self.array, index, self.source)
         block = self.layout.arrange(self.array.read(index))
         if block.shape != expected:
             raise DataError(
@@ -134,12 +134,3 @@ class Volume:
                 raise ValueError(f"{self.source}: the region {tuple(region)} is not inside; {wanted}")
             bounds.append(slice(start, stop))
         return tuple(bounds)
-
-    def _refuse_missing(self, index: Index) -> None:
-        absent = self.array.missing(index)
-        if absent:
-            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            raise DataError(
-                f"{self.source}: {absent[0][0]}{more} of what is read was never written and would read as empty; "
-                "copy it again, or open it with allow_missing_chunks=True to have such places marked"
-            )

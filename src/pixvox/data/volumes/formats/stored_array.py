@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from pixvox.data.readers.regions import Index
+from pixvox.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,18 @@ class StoredArray(Protocol):
 
     def missing(self, index: Index) -> Sequence[tuple[str, Index]]:
         """Return what touches ``index`` and was never written: the name of each piece, and its place."""
+
+
+def refuse_missing(array: StoredArray, index: Index, source: str) -> None:
+    """Refuse to read what was never written: it would come out as the fill value without a word.
+
+    Raises:
+        DataError: If ``index`` touches such a place.
+    """
+    absent = array.missing(index)
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise DataError(
+            f"{source}: {absent[0][0]}{more} of what is read was never written and would read as empty; copy it "
+            "again, or open it with allow_missing_chunks=True to have such places marked"
+        )
