@@ -56,11 +56,11 @@ class Blocks(Sequence[Block]):
         ConfigError: If the overlap is out of range, or a window is too short for it.
 
     Example:
-        >>> blocks = Blocks((10, 30), tile_size=(16, 16), overlap=0.25)
+        >>> blocks = Blocks((10, 36), tile_size=(16, 16), overlap=0.25)
         >>> [(block.core[1], block.kept[1], block.window[1]) for block in blocks]  # doctest: +NORMALIZE_WHITESPACE
-        [(slice(0, 10, None), slice(0, 12, None), slice(0, 16, None)),
-         (slice(10, 20, None), slice(8, 22, None), slice(8, 24, None)),
-         (slice(20, 30, None), slice(18, 30, None), slice(14, 30, None))]
+        [(slice(0, 12, None), slice(0, 14, None), slice(0, 16, None)),
+         (slice(12, 24, None), slice(10, 26, None), slice(10, 26, None)),
+         (slice(24, 36, None), slice(22, 36, None), slice(20, 36, None))]
     """
 
     def __init__(
@@ -160,7 +160,8 @@ class _Axis:
         if tile - 2 * margin < max(align, 2 * margin):  # too short for aligned margins
             align, margin = 1, least
         longest = (tile - 2 * margin) // align * align
-        count = math.ceil(size / longest)
+        at_ends = (tile - margin) // align * align  # a block at an end of the volume has one margin
+        count = 2 if size <= 2 * at_ends else math.ceil(size / longest)
         return cls(size, tile, _up(math.ceil(size / count), align), margin, align)
 
     @property
