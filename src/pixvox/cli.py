@@ -18,6 +18,7 @@ import typer
 from pixvox.benchmark.commands import benchmark_app
 from pixvox.command_options import ConfigDir, DataPath, Debug, Json, Overrides, RunPath
 from pixvox.console import exit_if_failed, print_json, print_table, show_comparison
+from pixvox.data.volumes.commands import data_convert
 from pixvox.errors import ConfigError, PixvoxError
 from pixvox.metrics.commands import score
 
@@ -29,7 +30,11 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make synthetic datasets, check datasets before training.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make synthetic datasets, check datasets before training, convert volumes.",
+)
+data_app.command("convert")(data_convert)
 app.add_typer(data_app, name="data")
 app.add_typer(benchmark_app, name="benchmark")
 

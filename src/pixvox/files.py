@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,42 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Like ``whole_file`` for a folder, which is made inside the block; what had the name before is removed last.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp()) / "notes"
+        >>> with whole_folder(path) as part:
+        ...     part.mkdir()
+        >>> [folder.name for folder in path.parent.iterdir()]
+        ['notes']
+    """
+    path = Path(path)
+    part, former = (path.with_name(f".{os.getpid()}.{kind}{path.name}") for kind in ("", "former."))
+    try:
+        yield part
+        if path.exists():
+            os.replace(path, former)
+        try:
+            os.replace(part, path)
+        except OSError:
+            if former.exists():
+                os.replace(former, path)
+            raise
+    finally:
+        for left in (part, former):
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:

@@ -170,7 +170,7 @@ def is_stored(array: Any, key: str) -> bool:
     where = array.store_path
     root = getattr(where.store, "root", None)
     if isinstance(root, Path):  # a folder: asking the file system takes microseconds
-        return (root / where.path / key).exists()
+        return bool((root / where.path / key).exists())
     from zarr.core.sync import sync  # zarr offers no other way to ask a store from synchronous code
 
     return bool(sync((where / key).exists()))

@@ -73,6 +73,7 @@ def create_ome_zarr(
         ((40, 300, 200), (40, 64, 64))
     """
     import zarr
+    from zarr.codecs import ZstdCodec
 
     path, dtype = Path(path), np.dtype(dtype)
     size = tuple(int(length) for length in size)
@@ -92,7 +93,7 @@ def create_ome_zarr(
             dtype=dtype,
             chunks=ones + chunks,
             shards=None if shards is None else ones + tuple(shards),
-            compressors=zarr.codecs.ZstdCodec(level=3, checksum=True),
+            compressors=ZstdCodec(level=3, checksum=True),
             dimension_names=tuple(names),
         )
     axes = [_axis(letter, None if spacing is None else unit) for letter in names]
@@ -155,7 +156,7 @@ def build_pyramid(
     path = Path(path)
     try:
         group = zarr.open_group(str(path), mode="r+")
-        described = dict(group.attrs["ome"])
+        described: dict[str, Any] = dict(group.attrs)["ome"]  # type: ignore[assignment]
         (image,) = described["multiscales"]
         levels = [image["datasets"][0]]
         fine = open_for_writing(path, int(levels[0]["path"]))
@@ -232,7 +233,7 @@ def mean_of(block: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     """
     whole = block.dtype.kind in "biu"
     wide = np.float64 if block.dtype.itemsize > 4 or block.dtype.kind == "f" else np.int64
-    total = block.astype(wide)
+    total: np.ndarray = block.astype(wide)
     for axis, factor in enumerate(factors):
         if factor == 2:
             edge = total.shape[axis] % 2
@@ -265,8 +266,9 @@ def list_among_labels(path: Path) -> bool:
     if folder.name != "labels" or not (image / "zarr.json").exists():
         return False
     group = zarr.open_group(str(folder), mode="a", zarr_format=3)
-    described = dict(group.attrs.get("ome", {"version": VERSION}))
-    listed = list(described.get("labels", []))
+    attributes: dict[str, Any] = dict(group.attrs)
+    described = attributes.get("ome", {"version": VERSION})
+    listed = described.get("labels", [])
     # A name that begins with a dot is that of something unfinished.
     if path.name not in listed and not path.name.startswith("."):
         group.attrs["ome"] = {**described, "labels": [*listed, path.name]}

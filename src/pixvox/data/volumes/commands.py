@@ -1,0 +1,134 @@
+"""Commands on volumes, below ``pixvox data``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixvox.command_options import Debug, Json
+from pixvox.console import print_json, progress_bars
+from pixvox.errors import ConfigError
+
+
+class Dtype(StrEnum):
+    """Types of values that can be asked for."""
+
+    keep = "keep"
+    uint8 = "uint8"
+    uint16 = "uint16"
+    uint32 = "uint32"
+    float32 = "float32"
+
+
+def data_convert(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="TIFF, Zarr, NIfTI, HDF5 or npy.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTPUT", help="Its suffix chooses the format: .zarr, .tif, .nii, .nii.gz, .h5, .npy."
+        ),
+    ],
+    dims: Annotated[
+        int | None, typer.Option("--dims", min=2, max=3, help="2 for slides, 3 for volumes.")
+    ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option("--axes", help="A letter per stored axis, as in TCZYX; by default as the file says."),
+    ] = None,
+    time: Annotated[int | None, typer.Option("--time", min=0, help="Time point, from 0.")] = None,
+    level: Annotated[int, typer.Option("--level", min=0, help="Level of a pyramid, 0 is the finest.")] = 0,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Array of an HDF5 file; by default its only one.")
+    ] = None,
+    chunks: Annotated[
+        str | None,
+        typer.Option(
+            "--chunks", help="Voxels per axis of a chunk.", show_default="64,64,64, of slides 512,512"
+        ),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            "--shards", help="Voxels per axis of a file of several chunks.", show_default="a file per chunk"
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            "--spacing",
+            help="Micrometres per axis in array order (z,y,x), as in 2,0.5,0.5.",
+            show_default="as the file says",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Type of the new values; none is wrapped or cut.")
+    ] = Dtype.keep,
+    pyramid: Annotated[
+        bool, typer.Option("--pyramid/--no-pyramid", help="Add coarser levels to .zarr.")
+    ] = True,
+    labels: Annotated[
+        bool,
+        typer.Option("--labels", help="Values are object ids or classes: coarser levels never mix them."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUTPUT.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a volume or slide of any size, block by block; OUTPUT appears when it is whole."""
+    from pixvox.data.volumes.convert import convert
+
+    with progress_bars() as progress:
+        done = convert(
+            source,
+            output,
+            spatial_dims=dims,
+            axes=axes,
+            time=time,
+            level=level,
+            dataset=dataset,
+            chunks=_lengths("--chunks", chunks, "64,64,64"),
+            shards=_lengths("--shards", shards, "256,256,256"),
+            spacing=_numbers("--spacing", spacing),
+            dtype=dtype.value,
+            labels=labels,
+            pyramid=pyramid,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"source": str(source), **asdict(done)})
+        return
+    size = " x ".join(map(str, done.size))
+    steps = (
+        "unknown"
+        if done.spacing is None
+        else f"{' x '.join(f'{step:g}' for step in done.spacing)} {done.unit}"
+    )
+    typer.echo(
+        f"{done.path}: {size}, {done.channels} channel{'s' * (done.channels > 1)} of {done.dtype}, spacing {steps}, "
+        f"{done.levels} level{'s' * (done.levels > 1)}"
+    )
+
+
+def _lengths(option: str, text: str | None, example: str) -> list[int] | None:
+    """Read one whole number per axis."""
+    if text is None:
+        return None
+    parts = text.strip("[]() ").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"{option} {text}: write a length per axis, as in {example}")
+    return [int(part) for part in parts]
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """Read one number per axis."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.strip("[]() ").split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: write a number per axis, as in 2,0.5,0.5") from error
