@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from label_maps import noisy_label_maps
+from noisy_objects import noisy_label_maps
 from pixvox.cli import run
 from pixvox.metrics.contingency import ContingencyCounter
 from pixvox.metrics.volume_scores import volume_scores

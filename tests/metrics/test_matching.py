@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from label_maps import noisy_label_maps
+from noisy_objects import noisy_label_maps
 from pixvox.errors import ConfigError
 from pixvox.metrics import matching
 from pixvox.metrics.matching import LabelMapScores, match_pairs

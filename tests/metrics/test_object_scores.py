@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from label_maps import noisy_label_maps
+from noisy_objects import noisy_label_maps
 from pixvox.errors import ConfigError
 from pixvox.metrics.contingency import ContingencyCounter
 from pixvox.metrics.matching import LabelMapScores

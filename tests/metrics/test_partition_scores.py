@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage import metrics as skimage_metrics
 
-from label_maps import noisy_label_maps
+from noisy_objects import noisy_label_maps
 from pixvox.metrics.contingency import ContingencyCounter
 from pixvox.metrics.partition_scores import adapted_rand_error, variation_of_information
 

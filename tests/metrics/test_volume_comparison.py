@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import zarr
 
-from label_maps import noisy_label_maps
+from noisy_objects import noisy_label_maps
 from pixvox.data.volumes.open import open_volume
 from pixvox.errors import DataError
 from pixvox.metrics import volume_comparison

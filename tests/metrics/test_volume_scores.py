@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from label_maps import noisy_label_maps
+from noisy_objects import noisy_label_maps
 from pixvox.data.metadata import Metadata
 from pixvox.errors import ConfigError
 from pixvox.metrics.collection import default_metrics
@@ -30,12 +30,12 @@ def table_of(predicted, true, **options):
 def test_segmentations_score_as_their_label_maps(size):
     spacing = (2.0, 0.5, 1.0)[-len(size) :]
     pairs = [noisy_label_maps(seed, size, 12) for seed in range(2)]
-    metric = VolumeScores(distance=2.0, size_edges=(5,))
+    metric = VolumeScores(distance=2.0, size_edges=(4,))
     metric.update([segmentation(p) for p, _ in pairs], [segmentation(t, spacing) for _, t in pairs])
     tables = [table_of(*pair, spacing=spacing) for pair in pairs]
-    expected = volume_scores(tables, distance=2.0, size_edges=(5,))
+    expected = volume_scores(tables, distance=2.0, size_edges=(4,))
     assert metric.compute() == pytest.approx(expected)
-    assert 0 < expected["centroid_F1"] < 1 and 0 < expected["recall_size_from_5"] < 1
+    assert 0 < expected["centroid_F1"] < 1 and 0 < expected["recall_size_from_4"] < 1
 
 
 def test_objects_are_pooled_and_partitions_averaged():

@@ -75,7 +75,7 @@ def score(
         distance=distance,
         size_edges=_numbers(sizes, "--sizes", float),
         block=lengths[0] if lengths and len(lengths) == 1 else lengths,
-        progress=not as_json,
+        progress=True,
     )
     if as_json:
         print_json({"predicted": str(predicted), "true": str(true), "scores": scores})
@@ -91,7 +91,12 @@ def _show(title: str, scores: dict[str, float]) -> None:
         for percent in percents
     ]
     by_threshold = {f"{name}{percent}" for name in _MATCHED for percent in percents}
-    rest = [(name, f"{value:.4f}") for name, value in scores.items() if name not in by_threshold]
+    counts = ("predicted_objects", "true_objects")
+    rest = [
+        (name, f"{value:.0f}" if name in counts else f"{value:.4f}")
+        for name, value in scores.items()
+        if name not in by_threshold
+    ]
     print_table(title, ("IoU from", *(name.rstrip("_") for name in _MATCHED)), rows)
     print_table("", ("score", "value"), rest)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -14,6 +13,7 @@ from pixvox.errors import DataError
 from pixvox.metrics.contingency import ContingencyCounter
 from pixvox.metrics.object_scores import FIELD_THRESHOLDS
 from pixvox.metrics.volume_scores import volume_scores
+from pixvox.progress import progress as shown
 from pixvox.structures import Size
 
 BLOCK_VOXELS = 1 << 24
@@ -47,7 +47,7 @@ def compare_volumes(
         distance: How far apart matched centroids may be, in the unit of the spacing; None leaves them out.
         size_edges: Sizes that part the bins of the recall by size (um^3 or voxels); None for thirds.
         block: Lengths of a block in array order, or one for all axes; None for whole chunks of the files.
-        progress: Show a bar on a terminal.
+        progress: Tell how far it is: a bar on a terminal, a line in the log now and then elsewhere.
 
     Returns:
         Scores by name, as ``volume_scores`` tells them.
@@ -69,7 +69,8 @@ def compare_volumes(
         raise DataError(f"label maps of one size can be compared, these differ: {told}")
     counter = ContingencyCounter(spacing or truth.spacing or found.spacing, ignore_ids)
     lengths = _block_size(truth.size, [volume.chunks for volume in volumes], block)
-    for place in _shown(regions(truth.size, lengths), progress):
+    places = regions(truth.size, lengths)
+    for place in shown(places, len(places), "comparing") if progress else places:
         unknown = None if region is None else region.read(place)[0] != 0
         origin = [part.start for part in place]
         counter.add(found.read(place)[0], truth.read(place)[0], unknown, origin)
@@ -80,7 +81,7 @@ def regions(size: Size, block: Size) -> list[tuple[slice, ...]]:
     """Return the regions that fill a volume, at most as long as a block.
 
     Example:
-        >>> [place[0] for place in regions((5,), (2,))]
+        >>> [region[0] for region in regions((5,), (2,))]
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     axes = [
@@ -126,18 +127,3 @@ def _block_size(size: Size, chunks: Sequence[Size | None], given: int | Sequence
     for axis in reversed(range(len(size))):  # values of a row lie together
         block[axis] = min(size[axis], block[axis] * (BLOCK_VOXELS // math.prod(block)))
     return tuple(block)
-
-
-def _shown(places: list[tuple[slice, ...]], progress: bool) -> Iterator[tuple[slice, ...]]:
-    """Show a bar on a terminal, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import track
-
-    shown: Iterable[tuple[slice, ...]] = track(
-        places,
-        "comparing",
-        console=Console(file=sys.stderr),
-        disable=not (progress and sys.stderr.isatty()),
-        transient=True,
-    )
-    yield from shown
