@@ -1,9 +1,13 @@
 import json
+import re
+import shlex
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from pixvox.cli import run
 from pixvox.data.images import read_image
@@ -108,11 +112,22 @@ def test_label_images_keep_their_ids_on_every_level_and_are_listed(tmp_path):
     assert listed == ["cells.zarr"]
 
 
+@pytest.mark.skipif(
+    tuple(map(int, zarr.__version__.split(".")[:3])) < (3, 1, 3), reason="older zarr misreads shards"
+)
 def test_chunks_go_into_files_of_several_when_asked(tmp_path):
     convert(VOLUME, tmp_path / "a.zarr", axes="CZYX", chunks=(4, 8, 8), shards=(8, 16, 32))
     assert np.array_equal(everything(tmp_path / "a.zarr"), VOLUME)
     files = [path for path in (tmp_path / "a.zarr" / "0" / "c").rglob("*") if path.is_file()]
     assert len(files) == 2 * 2 * 2 * 1
+
+
+def test_what_is_there_is_replaced_when_asked(tmp_path):
+    for suffix in (".zarr", ".npy"):
+        for values in (VOLUME[0], VOLUME[1]):
+            convert(values, tmp_path / f"a{suffix}", force=True)
+        assert np.array_equal(everything(tmp_path / f"a{suffix}"), VOLUME[1:])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_coarse_levels_are_left_out_when_asked(tmp_path):
@@ -154,8 +169,7 @@ def test_values_are_never_wrapped(values, dtype, fits):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, DataError])
-def test_a_conversion_that_is_interrupted_leaves_what_was_there(tmp_path, suffix, error, monkeypatch):
+def test_a_conversion_that_is_interrupted_leaves_what_was_there(tmp_path, suffix, monkeypatch):
     output = tmp_path / f"a{suffix}"
     convert(VOLUME, output, axes="CZYX", spacing=SPACING)
     read, count = Volume.read, []
@@ -163,19 +177,17 @@ def test_a_conversion_that_is_interrupted_leaves_what_was_there(tmp_path, suffix
     def break_off(self, region):
         count.append(region)
         if len(count) == 3:
-            raise error("that was it")
+            raise KeyboardInterrupt
         return read(self, region)
 
     for target in (output, tmp_path / f"new{suffix}"):
         count.clear()
         with monkeypatch.context() as patched:
             patched.setattr(Volume, "read", break_off)
-            with pytest.raises(error):
+            with pytest.raises(KeyboardInterrupt):
                 convert(VOLUME + 1, target, axes="CZYX", force=True, **in_chunks(suffix))
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
     assert np.array_equal(everything(output, axes="CZYX" if suffix == ".npy" else None), VOLUME)
-    convert(VOLUME + 1, output, axes="CZYX", force=True)
-    assert np.array_equal(everything(output, axes="CZYX" if suffix == ".npy" else None), VOLUME + 1)
 
 
 @pytest.mark.parametrize(
@@ -289,3 +301,20 @@ def test_mistake_gets_one_message_and_code_2(tmp_path, monkeypatch, capsys, argu
 def test_the_command_offers_the_types_that_there_are():
     assert tuple(Dtype) == DTYPES
     assert set(SUFFIXES) < set(WRITERS)
+
+
+def test_commands_of_the_guide_run(tmp_path, monkeypatch):
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "volumes.md"
+    lines = re.findall(r"^    pixvox (data convert .*)$", page.read_text(), re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    for name in ("brain.tif", "labels.tif"):
+        tifffile.imwrite(name, np.zeros((9, 257, 31), np.uint16), metadata={"axes": "ZYX"})
+    with h5py.File("movie.h5", "w") as file:
+        file["raw"], file["other"] = VOLUME[None], 0
+    Path("planes").mkdir()
+    for number in range(3):
+        tifffile.imwrite(f"planes/{number}.tif", VOLUME[0, number])
+    assert len(lines) == 5
+    for line in lines:
+        assert run(shlex.split(line)) == 0, line
+    assert open_volume("brain.zarr").size == (3, 20, 31)

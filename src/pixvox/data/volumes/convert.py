@@ -206,7 +206,7 @@ def _content(
             f"{volume.source}: labels are whole numbers, these are {stored}; add --dtype uint32 if they are whole"
         )
     own = CHUNKS[len(volume.size)] if chunks is None else chunks
-    fitting = tuple(min(int(length), limit) for length, limit in zip(own, volume.size, strict=True))
+    fitting = tuple(map(min, own, volume.size)) if shards is None else tuple(own)
     return Content(
         volume.size,
         volume.channels,

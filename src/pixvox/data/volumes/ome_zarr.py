@@ -77,8 +77,8 @@ def create_ome_zarr(
 
     path, dtype = Path(path), np.dtype(dtype)
     size = tuple(int(length) for length in size)
-    chunks = _chunks(size, chunks, path)
-    _check(path, size, dtype, spacing, unit, labels, shards, chunks)
+    chunks = _chunks(size, chunks, shards is not None)
+    _check(size, dtype, spacing, unit, labels, shards, chunks)
     if path.exists() and not overwrite:
         raise DataError(f"{path} exists already; remove it, or choose another name")
     lead = () if channels is None else (int(channels),)
@@ -93,7 +93,7 @@ def create_ome_zarr(
             dtype=dtype,
             chunks=ones + chunks,
             shards=None if shards is None else ones + tuple(shards),
-            compressors=ZstdCodec(level=3, checksum=True),
+            compressors=ZstdCodec(level=1, checksum=True),
             dimension_names=tuple(names),
         )
     axes = [_axis(letter, None if spacing is None else unit) for letter in names]
@@ -160,7 +160,7 @@ def build_pyramid(
         (image,) = described["multiscales"]
         levels = [image["datasets"][0]]
         fine = open_for_writing(path, int(levels[0]["path"]))
-    except (KeyError, TypeError, ValueError, IndexError, FileNotFoundError) as error:
+    except Exception as error:  # zarr raises its own, unrelated types where there is no group
         raise DataError(f"{path}: no image that create_ome_zarr made ({error})") from error
     labels = "image-label" in described
     names = [axis["name"] for axis in image["axes"]]
@@ -275,19 +275,17 @@ def list_among_labels(path: Path) -> bool:
     return True
 
 
-def _chunks(size: tuple[int, ...], chunks: Sequence[int] | None, path: Path) -> tuple[int, ...]:
+def _chunks(size: tuple[int, ...], chunks: Sequence[int] | None, in_shards: bool) -> tuple[int, ...]:
+    """Return the lengths of chunks, none longer than the image unless shards are multiples of them."""
     if len(size) not in CHUNKS or min(size) < 1:
-        raise DataError(f"{path}: an image has the size (y, x) or (z, y, x), got {size}")
+        raise DataError(f"an image has the size (y, x) or (z, y, x), got {size}")
     given = CHUNKS[len(size)] if chunks is None else tuple(int(length) for length in chunks)
     if len(given) != len(size) or min(given) < 1:
-        raise DataError(
-            f"{path}: chunks={list(given)}: give {len(size)} lengths in array order, as in 64,64,64"
-        )
-    return tuple(min(length, limit) for length, limit in zip(given, size, strict=True))
+        raise DataError(f"chunks={list(given)}: give {len(size)} lengths in array order, as in 64,64,64")
+    return given if in_shards else tuple(map(min, given, size))
 
 
 def _check(
-    path: Path,
     size: tuple[int, ...],
     dtype: np.dtype,
     spacing: Sequence[float] | None,
@@ -297,19 +295,20 @@ def _check(
     chunks: tuple[int, ...],
 ) -> None:
     if dtype.kind not in ("iu" if labels else "biuf"):
-        raise DataError(f"{path}: {'labels' if labels else 'intensities'} cannot be of type {dtype}")
+        raise DataError(f"{'labels' if labels else 'intensities'} cannot be of type {dtype}")
     if unit not in _UNITS:
-        raise DataError(f"{path}: unit={unit!r}: write um or mm")
+        raise DataError(f"unit={unit!r}: write um or mm")
     if spacing is not None and (
         len(spacing) != len(size) or not all(0 < step < math.inf for step in spacing)
     ):
         raise DataError(
-            f"{path}: spacing={list(spacing)}: give {len(size)} positive numbers in array order, as in 2,0.5,0.5"
+            f"spacing={list(spacing)}: give {len(size)} positive numbers in array order, as in 2,0.5,0.5"
         )
     if shards is not None and (
-        len(shards) != len(size) or any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True))
+        len(shards) != len(size)
+        or any(shard < 1 or shard % chunk for shard, chunk in zip(shards, chunks, strict=True))
     ):
-        raise DataError(f"{path}: shards={list(shards)} must be multiples of the chunks {list(chunks)}")
+        raise DataError(f"shards={list(shards)} must be multiples of the chunks {list(chunks)}")
 
 
 @contextmanager

@@ -27,8 +27,8 @@ def open_volume(
     """Open an image, slide or volume; its regions are read when they are asked for.
 
     Args:
-        path_or_array: TIFF, Zarr or OME-Zarr (any array or group of one), NIfTI, HDF5 or npy; or an array of
-            NumPy, PyTorch, zarr or h5py.
+        path_or_array: TIFF, Zarr or OME-Zarr (any array or group of one), NIfTI, HDF5, npy, or a folder with a TIFF
+            file per plane; or an array of NumPy, PyTorch, zarr or h5py.
         spatial_dims: 2 or 3; found from the axes when None.
         axes: A letter for each stored axis in its order, out of T, C, Z, Y, X. What is given here wins over what
             the file says; without either the lengths decide, as in ``read_image``.
@@ -76,6 +76,11 @@ def _open_path(path: Path, level: int, dataset: str | None) -> StoredArray:
         from pixvox.data.volumes.formats.zarr_array import open_zarr_path
 
         return open_zarr_path(path, level)
+    if path.is_dir():
+        from pixvox.data.volumes.formats.planes import Planes
+
+        _refuse(str(path), level=level)
+        return Planes(path)
     if name.endswith(TIFF):
         from pixvox.data.volumes.formats.tiff import open_tiff
 
