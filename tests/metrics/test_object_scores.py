@@ -141,6 +141,16 @@ def test_an_ignored_region_takes_its_voxels_out_of_every_score():
     assert matched_scores(table) == matched_scores(cut)
 
 
+def test_a_prediction_that_is_mostly_ignored_is_no_error():
+    ignore = [[False, False, False, True, True, False]]
+    table = table_of([[1, 1, 2, 2, 2, 0]], [[1, 1, 0, 0, 0, 0]], ignore)
+    assert panoptic_quality(table)["PQ"] == matched_scores(table)["precision_50"] == 1.0
+    assert aggregated_jaccard(table) == aggregated_jaccard_plus(table) == 1.0
+    table = table_of([[1, 1, 2, 2, 0, 0]], [[1, 1, 0, 0, 0, 0]], ignore)
+    assert matched_scores(table)["precision_50"] == 0.5
+    assert aggregated_jaccard(table) == aggregated_jaccard_plus(table) == 2 / 3
+
+
 def test_recall_by_size_in_thirds_and_in_bins():
     true = np.repeat([0, 1, 2, 3, 4, 5, 6], [5, 1, 2, 3, 4, 5, 6])[None]
     predicted = np.where(np.isin(true, (2, 5, 6)), true, 0)

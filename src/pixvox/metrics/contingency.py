@@ -93,6 +93,9 @@ class ContingencyCounter:
         spacing: Lengths of a voxel in array order, in any unit; None when unknown.
         ignore_ids: True ids that are neither right nor wrong, such as a crowd or a region that nobody labelled.
 
+    Raises:
+        DataError: If a length is not above 0, or an id below 0.
+
     Example:
         >>> counter = ContingencyCounter()
         >>> counter.add(np.array([[5, 5, 0]]), np.array([[1, 1, 1]]))
@@ -107,6 +110,8 @@ class ContingencyCounter:
     def __init__(self, spacing: Sequence[float] | None = None, ignore_ids: Sequence[int] = ()) -> None:
         if spacing is not None and not all(math.isfinite(step) and step > 0 for step in spacing):
             raise DataError(f"spacing is the length of a voxel per axis, above 0; got {tuple(spacing)}")
+        if min(ignore_ids, default=0) < 0:
+            raise DataError(f"ids to ignore are from 0 on, as those of label maps; got {list(ignore_ids)}")
         self.spacing = None if spacing is None else tuple(float(step) for step in spacing)
         self.ignore_ids = np.array(sorted(ignore_ids), dtype=np.uint64)
         self._axes = 0 if self.spacing is None else len(self.spacing)
@@ -248,7 +253,8 @@ class _PairSums:
     def merged(self, width: int) -> _Sorted:
         """Return one row per pair, with ``width`` sums."""
         if not self._parts:
-            return _Sorted(*np.zeros((2, 0), dtype=np.uint64), np.zeros((width, 0), dtype=np.int64))
+            nobody = np.zeros(0, dtype=np.uint64)
+            return _Sorted(nobody, nobody, np.zeros((width, 0), dtype=np.int64))
         if len(self._parts) > 1:
             first, second = (np.concatenate([part[i] for part in self._parts]) for i in (0, 1))
             sums = np.concatenate([part.sums for part in self._parts], axis=1)

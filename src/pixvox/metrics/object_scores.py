@@ -166,7 +166,8 @@ def _match(
     """Return the pairs that are matched of those that are near enough."""
     pairs = np.flatnonzero(near)
     rows, columns = table.overlaps.predicted[pairs], table.overlaps.true[pairs]
-    return pairs[match_pairs(rows, columns, iou[pairs])]
+    matched: npt.NDArray[np.int64] = pairs[match_pairs(rows, columns, iou[pairs])]
+    return matched
 
 
 def _counted(table: ContingencyTable, chosen: npt.NDArray[np.int64]) -> int:
