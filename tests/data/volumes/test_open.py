@@ -463,9 +463,9 @@ def test_only_the_tiles_of_a_region_are_decoded_and_the_latest_kept(tmp_path, mo
     decoded = []
     decode = lazy_tiff._Segments._decode
 
-    def count(self, page, number, lengths):
-        decoded.append((page, number))
-        return decode(self, page, number, lengths)
+    def count(self, page, number, segment, lengths):
+        decoded.append((number, segment))
+        return decode(self, page, number, segment, lengths)
 
     monkeypatch.setattr(lazy_tiff._Segments, "_decode", count)
     monkeypatch.setattr(lazy_tiff, "CACHE_BYTES", 3 * 16 * 16 * 2)
@@ -477,6 +477,18 @@ def test_only_the_tiles_of_a_region_are_decoded_and_the_latest_kept(tmp_path, mo
     volume.read((slice(2, 3), slice(0, 1), slice(0, 1)))
     assert decoded[4:] == [(2, 0)]
     assert len(volume.array._segments().kept) == 3
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_uncompressed_pages_apart_from_each_other_are_mapped(tmp_path, monkeypatch, byteorder):
+    with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=byteorder) as file:
+        for plane in GREY:  # each page is followed by its description, as most programs write it
+            file.write(plane, contiguous=False, metadata=None, rowsperstrip=plane.shape[0])
+    monkeypatch.setattr(lazy_tiff._Segments, "_segment", None)
+    volume = open_volume(tmp_path / "a.tif")
+    assert isinstance(volume.array, lazy_tiff.TiffPages)
+    assert volume.chunks is None
+    assert_reads(volume, GREY[None])
 
 
 @pytest.mark.parametrize("shards", [None, pytest.param((4, 16, 16), marks=in_shards)])

@@ -67,13 +67,14 @@ def open_tiff(path: Path, level: int = 0) -> StoredArray:
                 )
             white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
             offset = series.dataoffset
-            header = _header(file, series, None if offset is not None else _chunks(series))
+            header = _header(file, series, None if page.is_final else _chunks(series))
             array: StoredArray
             if offset is not None:
                 array = MappedFile(path, header, series.dtype.newbyteorder(file.byteorder), int(offset))
                 array.check_size()
             else:
-                _check_segments(path, page)
+                if not page.is_final:
+                    _check_segments(path, page)
                 array = TiffPages(path, level, header)
     except DataError:
         raise
@@ -83,7 +84,7 @@ def open_tiff(path: Path, level: int = 0) -> StoredArray:
 
 
 class TiffPages:
-    """A TIFF file whose strips and tiles are decoded when a region needs them.
+    """A TIFF file whose pages are mapped, or their strips and tiles decoded, when a region needs them.
 
     Args:
         path: The file.
@@ -104,23 +105,20 @@ class TiffPages:
         segments = self._segments()
         values = np.zeros(lengths_of(index, self.header.shape), segments.dtype)
         region = segments.in_page(index)
+        touched = segments.touched(region)
         by_page = values.reshape(-1, *lengths_of(region, segments.page_shape))
-        for into, page in zip(by_page, segments.pages(index), strict=True):
-            for number, place in segments.touched(region):
-                decoded = segments.read(page, number, place)
-                if decoded is not None:
-                    target, part = overlap(region, place)
-                    into[target] = decoded[part]
+        for into, number in zip(by_page, segments.pages(index), strict=True):
+            segments.fill(into, number, region, touched)
         return values
 
     def missing(self, index: Index) -> Sequence[tuple[str, Index]]:
         """Return the strips and tiles that ``index`` touches and that are not stored."""
         segments = self._segments()
+        touched = segments.touched(segments.in_page(index))
         return [
-            (f"{segments.kind} {number} of page {page}", segments.place(page, place))
-            for page in segments.pages(index)
-            for number, place in segments.touched(segments.in_page(index))
-            if not segments.stored(page, number)
+            (f"{segments.kind} {segment} of page {number}", segments.place(number, place))
+            for number in segments.pages(index)
+            for segment, place in segments.missing(number, touched)
         ]
 
 
@@ -168,7 +166,9 @@ class _Segments:
         self.counts = [math.ceil(length / step) for length, step in counts]
         self.decode, self.jpeg = page.decode, page.compression in _JPEG
         self.lock = threading.Lock()
+        self.plain, self.stored_dtype = page.is_final, np.dtype(page.dtype).newbyteorder(self.file.byteorder)
         self.kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self.kept_bytes = 0
 
     def pages(self, index: Index) -> Iterator[int]:
         """Yield the numbers of the pages that ``index`` touches."""
@@ -201,45 +201,62 @@ class _Segments:
         lead = [slice(int(at), int(at) + 1) for at in position]
         return tuple(lead) + tuple(slice(0, 1) if axis is None else place[axis] for axis in self.axes)
 
-    def stored(self, page: int, number: int) -> bool:
-        """Tell whether a segment was ever written."""
-        held = self._page(page)
-        return held is not None and number < len(held.databytecounts) and held.databytecounts[number] > 0
+    def missing(self, number: int, touched: Sequence[tuple[int, Index]]) -> list[tuple[int, Index]]:
+        """Return which of the segments that are touched were never written in a page."""
+        page = self._page(number)
+        return [(segment, place) for segment, place in touched if not _is_stored(page, segment)]
 
-    def read(self, page: int, number: int, place: Index) -> np.ndarray | None:
-        """Return a segment with the five axes of a page, None when it was never written."""
+    def fill(
+        self, into: np.ndarray, number: int, region: Index, touched: Sequence[tuple[int, Index]]
+    ) -> None:
+        """Write a region of a page to an array; what is not stored is left as it is."""
+        page = self._page(number)
+        if page is not None and self.plain and _in_one_piece(page):
+            into[...] = self._map(page, number)[region]
+            return
+        for segment, place in touched:
+            if _is_stored(page, segment):
+                target, part = overlap(region, place)
+                into[target] = self._segment(page, number, segment, place)[part]
+
+    def _map(self, page: Any, number: int) -> np.ndarray:
+        """Return a page whose values lie in one piece; none of them is read."""
+        try:
+            return np.memmap(self.path, self.stored_dtype, "r", page.dataoffsets[0], self.page_shape)
+        except (OSError, ValueError) as error:
+            raise self._damaged(f"page {number}", error) from error
+
+    def _segment(self, page: Any, number: int, segment: int, place: Index) -> np.ndarray:
+        """Return a segment with the five axes of a page."""
         with self.lock:
-            if (page, number) in self.kept:
-                self.kept.move_to_end((page, number))
-                return self.kept[page, number]
-        if not self.stored(page, number):
-            return None
-        decoded = self._decode(page, number, lengths_of(place, self.page_shape))
+            if (number, segment) in self.kept:
+                self.kept.move_to_end((number, segment))
+                return self.kept[number, segment]
+        decoded = self._decode(page, number, segment, lengths_of(place, self.page_shape))
         with self.lock:
-            self.kept[page, number] = decoded
-            while len(self.kept) > 1 and sum(kept.nbytes for kept in self.kept.values()) > CACHE_BYTES:
-                self.kept.popitem(last=False)
+            if (number, segment) not in self.kept:
+                self.kept[number, segment] = decoded
+                self.kept_bytes += decoded.nbytes
+            while len(self.kept) > 1 and self.kept_bytes > CACHE_BYTES:
+                self.kept_bytes -= self.kept.popitem(last=False)[1].nbytes
         return decoded
 
-    def _decode(self, page: int, number: int, lengths: tuple[int, ...]) -> np.ndarray:
-        held = self._page(page)
-        offset, count = held.dataoffsets[number], held.databytecounts[number]
+    def _decode(self, page: Any, number: int, segment: int, lengths: tuple[int, ...]) -> np.ndarray:
+        offset, count = page.dataoffsets[segment], page.databytecounts[segment]
         try:
+            if offset + count > self.file.filehandle.size:  # else that much memory is asked for
+                raise ValueError(f"it ends at byte {offset + count} of {self.file.filehandle.size}")
             with self.lock:
                 self.file.filehandle.seek(offset)
                 raw = self.file.filehandle.read(count)
-            if len(raw) < count:
-                raise ValueError(f"{len(raw)} of {count} bytes are there")
-            further = {"jpegtables": held.jpegtables, "jpegheader": held.jpegheader} if self.jpeg else {}
+            further = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if self.jpeg else {}
             with quiet_tifffile():
-                decoded: np.ndarray = self.decode(raw, number, **further)[0]
+                decoded: np.ndarray = self.decode(raw, segment, **further)[0]
             decoded = decoded[tuple(slice(0, length) for length in lengths[1:])][None]
             if decoded.shape != lengths:
                 raise ValueError(f"it holds {decoded.shape[1:]} of {lengths[1:]} values")
         except Exception as error:  # codecs raise their own, unrelated types
-            raise DataError(
-                f"{self.path}: {self.kind} {number} of page {page} is damaged or cut off ({error}); copy the file again"
-            ) from error
+            raise self._damaged(f"{self.kind} {segment} of page {number}", error) from error
         return np.array(decoded)  # else the last rows would keep all of a padded tile
 
     def _page(self, number: int) -> Any:
@@ -248,13 +265,28 @@ class _Segments:
             try:
                 page = self.series[number]
             except Exception as error:  # tifffile raises IndexError, or what parsing raises
-                raise DataError(f"{self.path}: page {number} is damaged or cut off ({error})") from error
+                raise self._damaged(f"page {number}", error) from error
         if page is not None and page.shaped != self.page_shape:
             raise DataError(
                 f"{self.path}: page {number} has the shape {page.shape}, the first {self.series.keyframe.shape}; "
                 "export them as files of their own"
             )
         return page
+
+    def _damaged(self, what: str, error: Exception) -> DataError:
+        return DataError(f"{self.path}: {what} is damaged or cut off ({error}); copy the file again")
+
+
+def _is_stored(page: Any, segment: int) -> bool:
+    """Tell whether a segment was ever written."""
+    return page is not None and segment < len(page.databytecounts) and page.databytecounts[segment] > 0
+
+
+def _in_one_piece(page: Any) -> bool:
+    """Tell whether the segments of an uncompressed page follow one another."""
+    offsets, counts = page.dataoffsets, page.databytecounts
+    follows = len(offsets) > 0 and offsets[-1] + counts[-1] - offsets[0] == page.nbytes
+    return follows and all(a + n == b for a, n, b in zip(offsets, counts, offsets[1:], strict=False))
 
 
 def _series(file: Any, path: Path, level: int) -> Any:
