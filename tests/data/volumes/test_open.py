@@ -350,6 +350,7 @@ def test_nifti_is_read_in_part_and_scaled(tmp_path, suffix, slope, caplog):
         {"imagej": True, "metadata": {"axes": "ZYX"}},
         {"compression": "zlib", "metadata": None},
         {"metadata": None},
+        {"truncate": True, "metadata": {"axes": "ZYX"}},
     ],
 )
 def test_tiff_that_was_cut_off_never_reads_as_fewer_planes(tmp_path, keep, options):
@@ -357,8 +358,12 @@ def test_tiff_that_was_cut_off_never_reads_as_fewer_planes(tmp_path, keep, optio
     tifffile.imwrite(path, GREY, **options)
     assert_reads(open_volume(path), GREY[None])
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(DataError, match=r"volume\.tif"):
-        open_volume(path).read(ALL)
+    if "compression" in options:
+        with pytest.raises(DataError, match=r"volume\.tif"):
+            open_volume(path).read(ALL)
+    else:
+        with pytest.raises(DataError, match=r"volume\.tif"):
+            open_volume(path)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -367,7 +372,8 @@ def test_tiff_that_is_replaced_after_opening_is_refused(tmp_path, compression):
     tifffile.imwrite(path, GREY, compression=compression)
     volume = open_volume(path)
     tifffile.imwrite(path, GREY[:3], compression=compression)
-    with pytest.raises(DataError, match=r"volume\.tif"):
+    said = "the file has changed" if compression else "cut off"
+    with pytest.raises(DataError, match=rf"volume\.tif: .*{said}"):
         pickle.loads(pickle.dumps(volume)).read(ALL)
 
 
