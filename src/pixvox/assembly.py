@@ -66,9 +66,17 @@ def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
     parts = {name: plain[name] for name in PARTS}
     facts = {name: plain[name] for name in ("spatial_dims", "in_channels", "num_classes")}
     names = list(metadata.class_names)
-    model = Segmenter.from_config({**facts, "class_names": names, "inference": inference(plain), **parts})
+    config = {**facts, "class_names": names, "inference": inference(plain), **parts}
+    model = Segmenter.from_config({**config, **_patch(plain)})
     Procedure.of(model)  # a wrong option is refused before anything is trained
     return model
+
+
+def _patch(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the patch of native resolution that the model learns from, if it does: the tile that suits it."""
+    size = config.get("image_size")
+    whole = (config.get("transforms") or {}).get("evaluation") is None
+    return {"patch": size} if whole and size is not None else {}
 
 
 def inference(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def predict_files(
         out: Folder for the results.
         cut_out: Arguments of ``pixvox.inference.cutout.cut_out``, which adds ``NAME_cutout.png``.
         video_labels: Write also the label map of each frame of a video.
-        **options: Those of ``pixvox.inference.predictor.Predictor``, such as ``score_threshold``.
+        **options: Those of ``pixvox.inference.predictor.Predictor``, such as ``score_threshold``, and of
+            ``pixvox.inference.blockwise.Blockwise``, for what is larger than memory.
 
     Returns:
         For each image its source, what was found, and the files written; for one that cannot be read its
@@ -42,9 +43,11 @@ def predict_files(
     Raises:
         DataError: If an input does not exist, a folder holds no image, or there is no such class to cut out.
     """
+    from pixvox.inference.blockwise import Blockwise, split_options
     from pixvox.inference.cutout import prepare
     from pixvox.inference.predictor import Predictor
-    from pixvox.inference.results import result_name, save
+    from pixvox.inference.procedure import build, merged
+    from pixvox.inference.results import name_of, result_name, save
     from pixvox.inference.video import is_video, segment_video
     from pixvox.weights import load
 
@@ -56,13 +59,21 @@ def predict_files(
     model = load(run).to(default_device())
     if cut_out is not None:
         cut_out = prepare(cut_out, model.spatial_dims, model.class_names)
-    predictor = Predictor(model, **options)
+    for_blocks, for_images = split_options(merged(model.config.get("inference") or {}, options))
+    predictor = Predictor(model, **for_images)
+    blockwise = build(Blockwise, "", for_blocks, predictor=predictor)
     rows: list[dict[str, Any]] = []
     names: set[str] = set()
     for path in (file for given in inputs for file in _files(Path(given))):
         try:
             if is_video(path):
                 rows.append(segment_video(predictor, path, out, _new_name(path.stem, names), video_labels))
+                continue
+            volume = blockwise.volume(path)
+            if volume is not None:
+                found = blockwise(volume, Path(out), _new_name(name_of(path), names))
+                files = [str(file) for file in found.files]
+                rows.append({"source": str(path), "found": found.describe(), "files": files})
                 continue
             for result in predictor.stream(str(path)):
                 name = _new_name(result_name(result), names)

@@ -222,9 +222,12 @@ def test_wrong_options_are_named():
             predict(model, image, **options)
 
 
-def test_instances_are_not_tiled_so_far():
+def test_objects_are_not_augmented_and_panoptic_segments_not_tiled_so_far():
     model = pointwise()
-    model.head.task = "instance"
-    for options, what in (({"tile_size": 8}, "tiling"), ({"tta": {"flips": [-1]}}, "augmentation")):
+    for task, options, what in (
+        ("instance", {"tta": {"flips": [-1]}}, "augmentation"),
+        ("panoptic", {"tile_size": 8}, "tiling"),
+    ):
+        model.head.task = task
         with pytest.raises(ConfigError, match=f"{what} is for class maps so far"):
             predict(model, noise((8, 8)), **options)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pixvox.errors import ConfigError, TrainingError
 from pixvox.inference.blocks import Block
@@ -19,6 +19,7 @@ from pixvox.inference.blocks import Block
 Work = Callable[[Block], None]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Computes blocks somewhere."""
 

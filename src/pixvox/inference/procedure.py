@@ -13,6 +13,7 @@ from pixvox.errors import ConfigError
 from pixvox.heads.head import Outputs
 from pixvox.inference.class_scores import AtOnce, NetworkScores, Scores, Strip
 from pixvox.inference.clean_up import CleanUp
+from pixvox.inference.stitched_tiles import StitchedTiles
 from pixvox.inference.test_time_augmentation import Augmented
 from pixvox.inference.tiling import Blend, PoolOver, Tiled
 from pixvox.layers import resize
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built")
 
+BLOCK_OPTIONS = ("blocks", "engine", "workers")
+"""Options of inference for what is written block by block; ``pixvox.inference.blockwise.Blockwise`` sees to them."""
+
 SIZES = ("resize", "size", "max_size")
 """Options of inference that say at which size images come; ``Predictor`` sees to them, an evaluation's transforms
 do."""
@@ -33,18 +37,21 @@ do."""
 class Procedure:
     """Segments batches of un-normalised images with a model.
 
-    Scores wrap one another: tiles of augmented views of what the network says. Each piece is normalised by the range of
+    Scores wrap one another: tiles of augmented views of what the network says. Objects of tiles are joined. Each piece is normalised by the range of
     the full image. Without tiles and views the model segments the batch as it is.
 
     Args:
         model: Segmenter.
         tile_size: Length of tiles in pixels or voxels of the network's input, one for all axes or per axis in array
-            order; None or 0 for the whole image at once. For class maps.
-        overlap: Least share of a tile that the next one covers too, in [0, 1).
+            order; None or 0 for the whole image at once.
+        overlap: Least share of a tile that the next one covers too, in [0, 1); for objects at most 0.5. By default 0.5,
+            for objects 0.25.
         blend: ``"gaussian"``, ``"linear"`` or ``"constant"``, see ``pixvox.inference.tiling.Tiled``.
         tile_batch_size: Tiles that go through the network together.
         accumulator: ``"float32"`` or ``"float16"``: type in which scores of tiles are added up.
         pool_over: What global pools of the network take the mean of: ``"image"``, or ``"tile"``.
+        join_iou: Least intersection over union, in the place that two tiles share, at which an object of one and an
+            object of the other are the same, in (0, 1].
         tta: Options of ``pixvox.inference.test_time_augmentation.Augmented``; none for no augmentation.
         clean_up: Options of ``pixvox.inference.clean_up.CleanUp``; none to leave results as they are.
 
@@ -56,17 +63,19 @@ class Procedure:
         self,
         model: Segmenter,
         tile_size: int | Sequence[int] | None = None,
-        overlap: float = 0.5,
+        overlap: float | None = None,
         blend: Blend = "gaussian",
         tile_batch_size: int = 1,
         accumulator: Literal["float32", "float16"] = "float32",
         pool_over: PoolOver = "image",
+        join_iou: float = 0.5,
         tta: Mapping[str, Any] | None = None,
         clean_up: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
+        self.stitched: StitchedTiles | None = None
         self.clean_up = (
-            _build(CleanUp, "clean_up", clean_up, class_names=model.class_names) if clean_up else None
+            build(CleanUp, "clean_up", clean_up, class_names=model.class_names) if clean_up else None
         )
         scores: Scores = NetworkScores(model)
         if tta:
@@ -74,13 +83,17 @@ class Procedure:
             _check_flips(tta.get("flips") or (), model.spatial_dims)
             space = label_space_of(tuple(model.class_names))
             pairs = () if space is None else space.flip_pairs
-            scores = _build(Augmented, "tta", tta, scores=scores, flip_pairs=pairs)
+            scores = build(Augmented, "tta", tta, scores=scores, flip_pairs=pairs)
         self.pieces: Tiled | AtOnce | None = AtOnce(scores) if tta else None
         if tile_size:
-            _check_class_maps(model, "tiling")
             lengths = axis_lengths(tile_size, model.spatial_dims)
+            if model.task == "instance":
+                self.stitched = StitchedTiles(model, lengths, 0.25 if overlap is None else overlap, join_iou)
+                return
+            _check_class_maps(model, "tiling")
+            share = 0.5 if overlap is None else overlap
             self.pieces = Tiled(
-                scores, lengths, overlap, blend, tile_batch_size, accumulator, model.size_divisor, pool_over
+                scores, lengths, share, blend, tile_batch_size, accumulator, model.size_divisor, pool_over
             )
 
     @classmethod
@@ -92,8 +105,8 @@ class Procedure:
             given: Options that win over these; None and left-out ones do not, and groups are merged.
         """
         options = merged(model.config.get("inference") or {}, given or {})
-        rest = {key: value for key, value in options.items() if key not in SIZES}
-        return _build(cls, "", rest, model=model)
+        rest = {key: value for key, value in options.items() if key not in (*SIZES, *BLOCK_OPTIONS)}
+        return build(cls, "", rest, model=model)
 
     def __call__(self, batch: Batch, outputs: Outputs | None = None) -> list[Segmentation]:
         """Return the predictions of a batch in the original frame of each image, on the CPU.
@@ -104,6 +117,8 @@ class Procedure:
         """
         if self.pieces is not None:
             results = [self._class_map(self.pieces, batch, i) for i in range(len(batch))]
+        elif self.stitched is not None:
+            results = [self.stitched(batch, i) for i in range(len(batch))]
         elif outputs is not None:
             results = [result.to("cpu") for result in self.model.postprocess(outputs, batch.geometries)]
         else:
@@ -189,8 +204,18 @@ def _check_flips(axes: Sequence[int], spatial_dims: int) -> None:
         )
 
 
-def _build(target: Callable[..., Built], group: str, options: Mapping[str, Any], **fixed: Any) -> Built:
-    """Build what takes the options, once each is known to be one that it takes."""
+def build(target: Callable[..., Built], group: str, options: Mapping[str, Any], **fixed: Any) -> Built:
+    """Build what takes the options, once each is known to be one that it takes.
+
+    Args:
+        target: A class.
+        group: Of the options below ``inference``; empty for these themselves.
+        options: By name.
+        **fixed: Further arguments, which are no options.
+
+    Raises:
+        ConfigError: If there is no such option, or its value has another type.
+    """
     takes = signature(target).annotations
     for name, value in options.items():
         key = f"inference.{group}.{name}" if group else f"inference.{name}"

@@ -287,11 +287,20 @@ def smallest_type(labels: npt.NDArray[np.integer], at_least_16_bit: bool = False
 
 def result_name(segmentation: Segmentation) -> str:
     """Return how the files of a result are called: as its source, without folder and suffix."""
+    return name_of(Path(segmentation.source or "result"))
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a file without folder and suffix.
+
+    Example:
+        >>> name_of(Path("scans/brain.ome.zarr"))
+        'brain'
+    """
     from pixvox.data.images import suffix_of
 
-    name = Path(segmentation.source or "result").name
-    suffix = suffix_of(name)
-    return name[: -len(suffix)] if suffix else name
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix else path.name
 
 
 def _instances(segmentation: Segmentation) -> Instances:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from pixvox.inference.blocks import Block, Blocks, intersection, within
 from pixvox.inference.stitching import Pieces, join, match, number
@@ -101,6 +101,14 @@ class StitchedObjects:
                 part = canvas[within(region, block.core)]
                 paint(part, self.store.read(other, region), _places(numbers, present), only_background=True)
         return canvas, present
+
+    def label_map(self) -> Integer[np.ndarray, "*size"]:
+        """Return the ids of the whole volume, in memory."""
+        whole = np.zeros(self.blocks.size, dtype=np.int32)
+        for block in self.blocks:
+            places, present = self.labels(block)
+            paint(whole[block.core], places, np.concatenate([[0], present]))
+        return whole
 
     def _numbers(self, block: Block) -> np.ndarray:
         """Return the id of each label of a block, that of the background in front."""

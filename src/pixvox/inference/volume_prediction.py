@@ -56,6 +56,15 @@ class VolumePrediction:
     table: Path
     count: int
 
+    @property
+    def files(self) -> list[Path]:
+        """What was written."""
+        return [self.labels, self.table]
+
+    def describe(self) -> str:
+        """Say in a few words what was found."""
+        return f"{self.count} object{'' if self.count == 1 else 's'}"
+
 
 def find_all(work: Work, blocks: Blocks, store: TileStore, engine: Engine | None = None) -> None:
     """Do the work for every block that is not in the store yet.
@@ -206,7 +215,7 @@ def _digest(model: Segmenter) -> str:
     total = hashlib.sha256(repr(sorted(model.config.items(), key=str)).encode())
     for key, value in sorted(model.state_dict().items()):
         total.update(key.encode())
-        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
 

@@ -1,0 +1,105 @@
+"""Which images are segmented block by block, and how: the options of ``inference`` that say so."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixvox.data.transforms.crop import axis_lengths
+from pixvox.errors import ConfigError
+from pixvox.inference.engines import engine as engine_by_name
+from pixvox.inference.procedure import BLOCK_OPTIONS
+from pixvox.inference.volume_prediction import VolumePrediction, predict_objects
+
+if TYPE_CHECKING:
+    from pixvox.data.volumes.volume import Volume
+    from pixvox.inference.predictor import Predictor
+
+_SHARED = ("tile_size", "overlap", "join_iou")
+"""Options of inference that tiles in memory have, too."""
+
+LARGE = 2**27
+"""Pixels or voxels from which an image is segmented block by block unless it is said: half a gigabyte as float32."""
+
+_TILE = {2: 1024, 3: 128}
+
+
+class Blockwise:
+    """Segments volumes and slides of any size into files.
+
+    Args:
+        predictor: Segments windows.
+        blocks: Whether images are segmented so: True, False, or None for those of ``LARGE`` voxels or more.
+        tile_size: Lengths of the windows, one for all axes or per axis in array order; by default the patch that the
+            model was trained with, else 128 voxels or 1024 pixels.
+        overlap: Share of a window that lies in margins, in [0, 0.5].
+        join_iou: Least intersection over union at which two objects of neighbours are one, in (0, 1].
+        engine: ``"serial"``, ``"processes"`` or ``"ray"``.
+        workers: Processes or tasks at a time; by default one per CPU core.
+
+    Raises:
+        ConfigError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        blocks: bool | None = None,
+        tile_size: int | Sequence[int] | None = None,
+        overlap: float = 0.25,
+        join_iou: float = 0.5,
+        engine: str = "serial",
+        workers: int | None = None,
+    ) -> None:
+        dims = predictor.model.spatial_dims
+        self.predictor, self.blocks = predictor, blocks
+        self.tile_size = axis_lengths(tile_size or predictor.model.config.get("patch") or _TILE[dims], dims)
+        self.overlap, self.join_iou = overlap, join_iou
+        self.engine = engine_by_name(engine, workers)
+
+    def volume(self, path: Path) -> Volume | None:
+        """Return the volume at a path where it is to be segmented block by block; None for what is read whole.
+
+        Raises:
+            DataError: If the file cannot be read.
+        """
+        from pixvox.data.volumes.open import open_volume, volume_suffixes
+
+        if self.blocks is False or not path.name.lower().endswith(volume_suffixes()):
+            return None
+        volume = open_volume(path, self.predictor.model.spatial_dims)
+        return volume if self.blocks or math.prod(volume.size) >= LARGE else None
+
+    def __call__(self, volume: Volume, out: Path, name: str) -> VolumePrediction:
+        """Segment a volume, and write the result into a folder under a name."""
+        return predict_objects(
+            self.predictor,
+            volume,
+            out,
+            name,
+            self.tile_size,
+            self.overlap,
+            self.join_iou,
+            self.engine,
+            threads=min(4, os.cpu_count() or 1),
+        )
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options for blocks, and those for what is read whole; tiles have a size and an overlap in both.
+
+    Raises:
+        ConfigError: If there are to be no blocks, but options for them.
+
+    Example:
+        >>> split_options({"tile_size": 96, "engine": "ray", "tta": {"flips": [-1]}})
+        ({'tile_size': 96, 'engine': 'ray'}, {'tile_size': 96, 'tta': {'flips': [-1]}})
+    """
+    blockwise = {key: value for key, value in options.items() if key in (*BLOCK_OPTIONS, *_SHARED)}
+    whole = {key: value for key, value in options.items() if key not in BLOCK_OPTIONS}
+    if blockwise.get("blocks") is False and (unused := [key for key in BLOCK_OPTIONS[1:] if key in blockwise]):
+        raise ConfigError(f"inference.{unused[0]} is for blocks; leave out inference.blocks=false")
+    return blockwise, whole
