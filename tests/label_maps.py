@@ -15,7 +15,7 @@ def random_objects(size, count, seed=0, radius=(2, 7)):
         labels[ball & (labels == 0)] = number
     connected = np.zeros_like(labels)
     for number in range(1, count + 1):
-        parts, found = ndimage.label(labels == number)
+        parts, _ = ndimage.label(labels == number)
         connected += np.where(parts > 0, parts + connected.max(), 0).astype(np.int32)
     return connected
 

@@ -1,6 +1,6 @@
 """A predictor that sees the truth: the intensities of its images are the ids of objects."""
 
-import torch
+from types import SimpleNamespace
 
 from pixvox.structures import Instances, Segmentation
 
@@ -23,6 +23,7 @@ class TruthPredictor:
     """Finds what its images show; ``fails_at`` counts down windows until it raises."""
 
     resize, score_threshold, precision = "none", None, "fp32"
+    procedure = SimpleNamespace(clean_up=None, options={})
 
     def __init__(self, spatial_dims=3, size_divisor=1, fails_at=None):
         self.model = TruthModel(spatial_dims, size_divisor)

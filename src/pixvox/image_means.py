@@ -8,9 +8,10 @@ in EfficientNet's squeeze-and-excitation, keep the mean of the tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -46,6 +47,17 @@ class ImageMeans:
         """Whether the network has a global pool at all."""
         return bool(self._sums)
 
+    def state(self) -> dict[str, Any]:
+        """Return what ``restored`` takes, as tensors and numbers."""
+        return {"sums": [total.cpu() for total in self._sums], "total": self._total}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> ImageMeans:
+        """Return the means whose ``state`` was kept."""
+        means = cls()
+        means._sums, means._total = list(state["sums"]), float(state["total"])
+        return means
+
     @contextmanager
     def gather(self, shares: Float[Tensor, " batch"]) -> Iterator[None]:
         """Note the means of a batch of tiles in the forward pass inside.
@@ -76,7 +88,7 @@ class ImageMeans:
         """Return what the next pool of a forward pass is to give where a tile alone gives ``means``."""
         call, self._call = self._call, self._call + 1
         if self._shares is None:
-            return (self._sums[call] / self._total).to(means.dtype).expand_as(means)
+            return (self._sums[call] / self._total).to(means).expand_as(means)
         weights = self._shares.to(means.device).view(-1, *[1] * (means.dim() - 1))
         sums = (means.float() * weights).sum(dim=0, keepdim=True)
         if call == len(self._sums):

@@ -23,7 +23,9 @@ def test_each_voxel_belongs_to_one_block_and_lies_in_its_window():
         seen = np.zeros(blocks.size, dtype=np.uint8)
         for block in blocks:
             seen[block.core] += 1
-            for core, kept, window, axis in zip(block.core, block.kept, block.window, blocks.axes, strict=True):
+            for core, kept, window, axis in zip(
+                block.core, block.kept, block.window, blocks.axes, strict=True
+            ):
                 assert window.start <= kept.start <= core.start < core.stop <= kept.stop <= window.stop
                 assert kept.start in (0, core.start - axis.margin)
                 assert kept.stop in (axis.size, core.stop + axis.margin)

@@ -32,7 +32,9 @@ def model():
 
 @pytest.fixture
 def volume(tmp_path):
-    array = create_ome_zarr(tmp_path / "v.ome.zarr", (20, 70, 60), np.uint16, (20, 32, 32), spacing=(2.0, 1.0, 1.0))
+    array = create_ome_zarr(
+        tmp_path / "v.ome.zarr", (20, 70, 60), np.uint16, (20, 32, 32), spacing=(2.0, 1.0, 1.0)
+    )
     array[:] = np.random.default_rng(0).integers(0, 1000, (20, 70, 60))
     return tmp_path / "v.ome.zarr"
 
@@ -52,7 +54,9 @@ def test_predict_writes_labels_and_a_table(tmp_path, model, volume):
 def test_tiles_in_memory_find_the_objects_that_are_written_block_by_block(tmp_path, model, volume):
     folder = model.save_pretrained(tmp_path / "model")
     predict_files(folder, [volume], tmp_path / "out", blocks=True, tile_size=[20, 48, 48])
-    written = open_volume(tmp_path / "out" / "v_labels.ome.zarr").read((slice(0, 20), slice(0, 70), slice(0, 60)))
+    written = open_volume(tmp_path / "out" / "v_labels.ome.zarr").read(
+        (slice(0, 20), slice(0, 70), slice(0, 60))
+    )
     found = model.predict(volume, tile_size=(20, 48, 48))
     assert one_to_one(found.instances.masks.label_map().numpy(), written[0].astype(np.int64))
 
@@ -70,18 +74,17 @@ def test_only_large_images_go_block_by_block_unless_it_is_said(model, volume, mo
 def test_tiles_are_the_patches_that_the_model_learned_from(model):
     model.config["patch"] = [24, 48, 48]
     try:
-        assert Blockwise(Predictor(model)).tile_size == (24, 48, 48)
-        assert Blockwise(Predictor(model), tile_size=32).tile_size == (32, 32, 32)
+        assert Blockwise(Predictor(model)).options.tile_size == (24, 48, 48)
+        assert Blockwise(Predictor(model), tile_size=32).options.tile_size == (32, 32, 32)
     finally:
         del model.config["patch"]
-    assert Blockwise(Predictor(model)).tile_size == (128, 128, 128)
+    assert Blockwise(Predictor(model)).options.tile_size == (128, 128, 128)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["inference.engine=cluster"], "serial, processes or ray"),
-        (["inference.blocks=maybe"], "inference.blocks"),
         (["inference.join_iou=2"], r"join_iou must lie in \(0, 1\]"),
         (["inference.overlap=0.7"], r"in \[0, 0.5\]"),
         (["inference.blocks=false", "inference.engine=ray"], "leave out inference.blocks=false"),
@@ -89,13 +92,15 @@ def test_tiles_are_the_patches_that_the_model_learned_from(model):
 )
 def test_wrong_options_are_refused_and_nothing_is_written(tmp_path, model, volume, options, message):
     folder = model.save_pretrained(tmp_path / "model")
+    files, given = inference_options([volume, *map(Path, options)])
     with pytest.raises(ConfigError, match=message):
-        files, given = inference_options([volume, *map(Path, options)])
         predict_files(folder, files, tmp_path / "out", **{"blocks": True, **given})
     assert not (tmp_path / "out").exists()
 
 
 def test_options_for_blocks_are_told_from_those_for_whole_images():
-    blocks, whole = split_options({"workers": 2, "overlap": 0.3, "clean_up": {"min_area": 5}, "join_iou": 0.6})
+    blocks, whole = split_options(
+        {"workers": 2, "overlap": 0.3, "clean_up": {"min_area": 5}, "join_iou": 0.6}
+    )
     assert blocks == {"workers": 2, "overlap": 0.3, "join_iou": 0.6}
     assert whole == {"overlap": 0.3, "clean_up": {"min_area": 5}, "join_iou": 0.6}

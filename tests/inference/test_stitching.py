@@ -7,7 +7,11 @@ from pixvox.inference.stitching import Pieces, join, match, number
 
 def _pieces(block, core=None, outside=()):
     core = [1] * len(block) if core is None else core
-    return Pieces(np.array(block, dtype=np.int64), np.array(core, dtype=np.int64), np.array(outside, dtype=np.int64).reshape(-1, 3))
+    return Pieces(
+        np.array(block, dtype=np.int64),
+        np.array(core, dtype=np.int64),
+        np.array(outside, dtype=np.int64).reshape(-1, 3),
+    )
 
 
 def _join(pieces, pairs):
@@ -34,7 +38,10 @@ def test_matches_equal_a_count_by_masks():
                 both, either = ((labels == i) & (second == j)).sum(), ((labels == i) | (second == j)).sum()
                 if both and both / either >= 0.05:
                     expected[i, j] = both / either
-        assert dict(zip(zip(found.first.tolist(), found.second.tolist(), strict=True), found.iou, strict=True)) == expected
+        assert (
+            dict(zip(zip(found.first.tolist(), found.second.tolist(), strict=True), found.iou, strict=True))
+            == expected
+        )
 
 
 def test_a_chain_of_pairs_is_one_object():

@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from filelock import FileLock
 
 from label_maps import one_to_one, random_objects
 from pixvox.data.volumes.ome_zarr import create_ome_zarr
 from pixvox.data.volumes.open import open_volume
 from pixvox.errors import ConfigError, DataError
+from pixvox.inference.blended_scores import FindScores, blended
 from pixvox.inference.blocks import Blocks
 from pixvox.inference.engines import engine
+from pixvox.inference.object_writer import write_objects
+from pixvox.inference.predictor import Predictor
 from pixvox.inference.results import table
 from pixvox.inference.stitched_objects import StitchedObjects
 from pixvox.inference.tile_store import TileStore
-from pixvox.inference.volume_prediction import predict_objects, write_objects
+from pixvox.inference.volume_prediction import BlockOptions, predict_volume
+from pixvox.models import create_model
 from pixvox.structures import Geometry, Instances, Segmentation
+from pointwise import noise, pointwise
 from truth_predictor import TruthPredictor
 
 SIZE, TILE = (23, 46, 52), (16, 20, 24)
@@ -40,6 +46,10 @@ def _labels(result):
     return zarr.open(str(result.labels), mode="r")["0"][:]
 
 
+def predict_objects(predictor, volume, out, name, tile, **options):
+    return predict_volume(predictor, volume, out, name, BlockOptions(tile, **options))
+
+
 def _bytes(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -52,7 +62,10 @@ def test_the_truth_in_windows_is_written_as_the_truth_of_the_volume(tmp_path, vo
     result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE)
     assert one_to_one(_labels(result), truth)
     assert result.count == truth.max()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cells_labels.ome.zarr", "cells_table.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cells_labels.ome.zarr",
+        "cells_table.csv",
+    ]
 
 
 def test_the_result_keeps_spacing_and_has_coarser_levels(tmp_path, volume):
@@ -161,3 +174,89 @@ def test_what_does_not_suit_blocks_is_refused(tmp_path, volume):
     with pytest.raises(DataError, match="3 spatial axes, this model takes 2"):
         predict_objects(TruthPredictor(2), volume, tmp_path / "out", "cells", TILE)
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_in_blocks_are_those_of_the_whole_for_a_network_that_looks_at_single_voxels(tmp_path):
+    model = pointwise(3)
+    image = noise((14, 33, 29))
+    whole = model.predict(image)
+    volume = open_volume(image[0].numpy(), spatial_dims=3)
+    options = BlockOptions((10, 16, 12), probabilities=True)
+    result = predict_volume(Predictor(model), volume, tmp_path, "v", options)
+    # Scores are kept as float16: voxels between two classes may fall to either.
+    assert (_labels(result) != whole.class_map.numpy()).mean() < 2e-3
+    shares = zarr.open(str(result.probabilities), mode="r")["0"][:]
+    np.testing.assert_allclose(shares.astype(np.float32).sum(axis=0), 1, atol=2e-3)
+    assert (shares.argmax(axis=0) != _labels(result)).mean() < 2e-3
+    with result.table.open() as file:
+        counts = [int(row["size"]) for row in csv.DictReader(file)]
+    assert counts == np.bincount(_labels(result).ravel(), minlength=model.num_classes).tolist()
+
+
+def test_scores_of_neighbours_are_blended(tmp_path):
+    blocks, store = Blocks((40, 12), (16, 12), 0.5), TileStore(tmp_path, {})
+    for block in blocks:  # block k says k everywhere
+        store.save(block, np.full((1, *block.size), block.number, dtype=np.float16))
+    line = np.concatenate([blended(blocks, store, block)[0, :, 0] for block in blocks])
+    border, margin = blocks[0].core[0].stop, blocks.margin[0]
+    assert (line[: border - margin] == 0).all()
+    assert (np.diff(line) >= 0).all()
+    np.testing.assert_allclose(line[border - 1 : border + 1].mean(), 0.5)
+
+
+def test_weights_of_blocks_add_up_to_one():
+    for blocks in (
+        Blocks((61, 30), (16, 16), 0.5),
+        Blocks((50, 41), (20, 13), 0.2, (4, 1)),
+        Blocks((9, 70), (9, 8), 0.0),
+    ):
+        total = np.zeros(blocks.size)
+        for block in blocks:
+            rows, columns = blocks.shares(block)
+            total[block.kept] += rows[:, None] * columns
+        np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
+def test_global_pools_have_the_mean_of_the_volume_also_when_a_run_goes_on(tmp_path):
+    torch.manual_seed(0)
+    model = create_model(head="deeplabv3", backbone="simple", num_classes=3, in_channels=1, channels=8).eval()
+    image = torch.rand(1, 64, 96, generator=torch.Generator().manual_seed(0)) * torch.linspace(0, 1, 96)
+    volume = open_volume(image[0].numpy(), spatial_dims=2)
+    options = BlockOptions((64, 64))
+    predictor = Predictor(model)
+    result = predict_volume(predictor, volume, tmp_path / "one", "v", options)
+    gathered = []
+    original = FindScores.gather
+
+    def once(self, blocks):
+        gathered.append(1)
+        return original(self, blocks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FindScores, "gather", once)
+        patch.setattr("pixvox.inference.volume_prediction.find_all", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            predict_volume(predictor, volume, tmp_path / "two", "v", options)
+        patch.undo()
+        patch.setattr(FindScores, "gather", once)
+        again = predict_volume(predictor, volume, tmp_path / "two", "v", options)
+    assert gathered == [1]
+    assert np.array_equal(_labels(result), _labels(again))
+    by_tile = predict_volume(Predictor(model, pool_over="tile"), volume, tmp_path / "three", "v", options)
+    whole = model.predict(image).class_map.numpy()
+    assert (_labels(result) != whole).mean() <= (_labels(by_tile) != whole).mean()
+
+
+def _interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_two_processes_do_not_write_one_result(tmp_path, volume):
+    with FileLock(tmp_path / ".cells.lock"), pytest.raises(DataError, match="another process writes cells"):
+        predict_objects(TruthPredictor(), volume, tmp_path, "cells", TILE)
+
+
+def test_clean_up_of_whole_images_is_refused(tmp_path, volume):
+    predictor = Predictor(pointwise(3), clean_up={"min_area": 5})
+    with pytest.raises(ConfigError, match="clean_up looks at whole images"):
+        predict_objects(predictor, volume, tmp_path, "cells", TILE)

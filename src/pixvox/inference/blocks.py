@@ -12,6 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+
 from pixvox.errors import ConfigError
 from pixvox.structures import Size
 
@@ -131,6 +135,14 @@ class Blocks(Sequence[Block]):
             return None
         return self.at(tuple(position + (i == axis) for i, position in enumerate(block.place)))
 
+    def shares(self, block: Block) -> list[Float[np.ndarray, " kept"]]:
+        """Return how much a block counts at what it keeps, along each axis; all blocks together count 1.
+
+        A weight falls along the margins on both sides of a border, where a network knows least, and the weight of the
+        neighbour rises. The weight of a voxel is the product of its weights along the axes.
+        """
+        return [axis.share(position) for axis, position in zip(self.axes, block.place, strict=True)]
+
     def shared(self, first: Block, second: Block) -> Region:
         """Return what two blocks next to each other both keep."""
         return tuple(
@@ -176,6 +188,26 @@ class _Axis:
         core = self.core(position)
         return slice(max(0, core.start - self.margin), min(core.stop + self.margin, self.size))
 
+    def share(self, position: int) -> npt.NDArray[np.float32]:
+        kept = self.kept(position)
+        total = np.zeros(kept.stop - kept.start)
+        for other in range(max(0, position - 1), min(self.count, position + 2)):
+            near = self.kept(other)
+            both = slice(max(kept.start, near.start), min(kept.stop, near.stop))
+            if both.start < both.stop:
+                total[both.start - kept.start : both.stop - kept.start] += self._ramp(other, both)
+        return (self._ramp(position, kept) / total).astype(np.float32)
+
+    def _ramp(self, position: int, part: slice) -> npt.NDArray[np.float64]:
+        """Return weights that rise from the beginning of the low margin and fall to the end of the high one."""
+        core, places = self.core(position), np.arange(part.start, part.stop) + 0.5
+        ramp = np.ones(len(places))
+        if core.start > 0 and self.margin:
+            ramp = np.minimum(ramp, (places - (core.start - self.margin)) / (2 * self.margin))
+        if core.stop < self.size and self.margin:
+            ramp = np.minimum(ramp, (core.stop + self.margin - places) / (2 * self.margin))
+        return ramp
+
     def window(self, position: int) -> slice:
         last = _up(self.size - self.tile, self.align)
         start = min(self.kept(position).start, last)
@@ -202,7 +234,9 @@ def intersection(first: Region, second: Region) -> Region | None:
         >>> intersection((slice(0, 4),), (slice(2, 9),)), intersection((slice(0, 4),), (slice(4, 9),))
         ((slice(2, 4, None),), None)
     """
-    common = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+    common = tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True)
+    )
     return common if all(part.start < part.stop for part in common) else None
 
 

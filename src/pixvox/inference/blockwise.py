@@ -12,7 +12,7 @@ from pixvox.data.transforms.crop import axis_lengths
 from pixvox.errors import ConfigError
 from pixvox.inference.engines import engine as engine_by_name
 from pixvox.inference.procedure import BLOCK_OPTIONS
-from pixvox.inference.volume_prediction import VolumePrediction, predict_objects
+from pixvox.inference.volume_prediction import BlockOptions, VolumePrediction, predict_volume
 
 if TYPE_CHECKING:
     from pixvox.data.volumes.volume import Volume
@@ -37,6 +37,7 @@ class Blockwise:
             model was trained with, else 128 voxels or 1024 pixels.
         overlap: Share of a window that lies in margins, in [0, 0.5].
         join_iou: Least intersection over union at which two objects of neighbours are one, in (0, 1].
+        probabilities: Also write the probability of each class.
         engine: ``"serial"``, ``"processes"`` or ``"ray"``.
         workers: Processes or tasks at a time; by default one per CPU core.
 
@@ -51,14 +52,20 @@ class Blockwise:
         tile_size: int | Sequence[int] | None = None,
         overlap: float = 0.25,
         join_iou: float = 0.5,
+        probabilities: bool = False,
         engine: str = "serial",
         workers: int | None = None,
     ) -> None:
         dims = predictor.model.spatial_dims
         self.predictor, self.blocks = predictor, blocks
-        self.tile_size = axis_lengths(tile_size or predictor.model.config.get("patch") or _TILE[dims], dims)
-        self.overlap, self.join_iou = overlap, join_iou
-        self.engine = engine_by_name(engine, workers)
+        self.options = BlockOptions(
+            axis_lengths(tile_size or predictor.model.config.get("patch") or _TILE[dims], dims),
+            overlap,
+            join_iou,
+            probabilities,
+            engine_by_name(engine, workers),
+            threads=min(4, os.cpu_count() or 1),
+        )
 
     def volume(self, path: Path) -> Volume | None:
         """Return the volume at a path where it is to be segmented block by block; None for what is read whole.
@@ -75,17 +82,7 @@ class Blockwise:
 
     def __call__(self, volume: Volume, out: Path, name: str) -> VolumePrediction:
         """Segment a volume, and write the result into a folder under a name."""
-        return predict_objects(
-            self.predictor,
-            volume,
-            out,
-            name,
-            self.tile_size,
-            self.overlap,
-            self.join_iou,
-            self.engine,
-            threads=min(4, os.cpu_count() or 1),
-        )
+        return predict_volume(self.predictor, volume, out, name, self.options)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -100,6 +97,8 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     """
     blockwise = {key: value for key, value in options.items() if key in (*BLOCK_OPTIONS, *_SHARED)}
     whole = {key: value for key, value in options.items() if key not in BLOCK_OPTIONS}
-    if blockwise.get("blocks") is False and (unused := [key for key in BLOCK_OPTIONS[1:] if key in blockwise]):
+    if blockwise.get("blocks") is False and (
+        unused := [key for key in BLOCK_OPTIONS[1:] if key in blockwise]
+    ):
         raise ConfigError(f"inference.{unused[0]} is for blocks; leave out inference.blocks=false")
     return blockwise, whole

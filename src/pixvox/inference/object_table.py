@@ -62,7 +62,9 @@ class ObjectTable:
         self.sizes[rows] += found.sizes
         self.sums[rows] += found.sums + found.sizes[:, None] * corner
         there = (found.sizes > 0)[:, None]
-        self.lowest[rows] = np.where(there, np.minimum(self.lowest[rows], found.lowest + corner), self.lowest[rows])
+        self.lowest[rows] = np.where(
+            there, np.minimum(self.lowest[rows], found.lowest + corner), self.lowest[rows]
+        )
         self.highest[rows] = np.maximum(self.highest[rows], np.where(there, found.highest + corner, -1))
         self.intensities[rows] += found.intensities
 
@@ -95,7 +97,8 @@ class ObjectTable:
             columns[f"size_{self.unit}{len(self.spacing)}"] = sizes * float(np.prod(self.spacing))
             steps = self.spacing[::-1]
             columns |= {
-                f"centroid_{axis}_{self.unit}": (centres[:, i] * steps[i]).round(4) for i, axis in enumerate(axes)
+                f"centroid_{axis}_{self.unit}": (centres[:, i] * steps[i]).round(4)
+                for i, axis in enumerate(axes)
             }
         return columns
 

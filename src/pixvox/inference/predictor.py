@@ -109,6 +109,23 @@ class Predictor:
     def predict_samples(self, batch: list[Sample]) -> list[Segmentation]:
         """Segment samples in one forward pass; results are on the CPU."""
         resized = Collate(self.model.size_divisor)([self._resized(sample) for sample in batch])
+        with self._ready():
+            results = self.procedure(resized)
+        finished = []
+        for sample, result in zip(batch, results, strict=True):
+            result.source = sample.source
+            result.image = sample.image if self.keep_image else None
+            finished.append(result)
+        return finished
+
+    def class_scores(self, images: Tensor, intensity_ranges: Tensor) -> Tensor:
+        """Return logits ``(batch, classes, *spatial)`` of un-normalised pieces of images; see ``Scores``."""
+        with self._ready():
+            return self.procedure.scores(images, intensity_ranges)
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Let the model predict as it is asked to, and be as it was afterwards."""
         device = next(self.model.parameters()).device
         dtype = PRECISIONS[self.precision]
         with (
@@ -117,13 +134,7 @@ class Predictor:
             torch.inference_mode(),
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
         ):
-            results = self.procedure(resized)
-        finished = []
-        for sample, result in zip(batch, results, strict=True):
-            result.source = sample.source
-            result.image = sample.image if self.keep_image else None
-            finished.append(result)
-        return finished
+            yield
 
     def _resized(self, sample: Sample) -> Sample:
         """Return the sample at the size that the model is given, with the way back."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built")
 
-BLOCK_OPTIONS = ("blocks", "engine", "workers")
+BLOCK_OPTIONS = ("blocks", "engine", "workers", "probabilities")
 """Options of inference for what is written block by block; ``pixvox.inference.blockwise.Blockwise`` sees to them."""
 
 SIZES = ("resize", "size", "max_size")
@@ -37,8 +37,8 @@ do."""
 class Procedure:
     """Segments batches of un-normalised images with a model.
 
-    Scores wrap one another: tiles of augmented views of what the network says. Objects of tiles are joined. Each piece is normalised by the range of
-    the full image. Without tiles and views the model segments the batch as it is.
+    Scores wrap one another: tiles of augmented views of what the network says; objects of tiles are joined. Each piece
+    is normalised by the range of the full image. Without tiles and views the model segments the batch as it is.
 
     Args:
         model: Segmenter.
@@ -73,6 +73,8 @@ class Procedure:
         clean_up: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
+        self.pool_over = pool_over
+        self.options: dict[str, Any] = {}
         self.stitched: StitchedTiles | None = None
         self.clean_up = (
             build(CleanUp, "clean_up", clean_up, class_names=model.class_names) if clean_up else None
@@ -84,6 +86,7 @@ class Procedure:
             space = label_space_of(tuple(model.class_names))
             pairs = () if space is None else space.flip_pairs
             scores = build(Augmented, "tta", tta, scores=scores, flip_pairs=pairs)
+        self.scores = scores
         self.pieces: Tiled | AtOnce | None = AtOnce(scores) if tta else None
         if tile_size:
             lengths = axis_lengths(tile_size, model.spatial_dims)
@@ -106,7 +109,9 @@ class Procedure:
         """
         options = merged(model.config.get("inference") or {}, given or {})
         rest = {key: value for key, value in options.items() if key not in (*SIZES, *BLOCK_OPTIONS)}
-        return build(cls, "", rest, model=model)
+        procedure = build(cls, "", rest, model=model)
+        procedure.options = rest
+        return procedure
 
     def __call__(self, batch: Batch, outputs: Outputs | None = None) -> list[Segmentation]:
         """Return the predictions of a batch in the original frame of each image, on the CPU.

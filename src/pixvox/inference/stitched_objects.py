@@ -40,7 +40,9 @@ class StitchedObjects:
     fills: Int[np.ndarray, "fills 2"]
 
     @classmethod
-    def of(cls, blocks: Blocks, store: TileStore, threshold: float = 0.5, threads: int = 1) -> StitchedObjects:
+    def of(
+        cls, blocks: Blocks, store: TileStore, threshold: float = 0.5, threads: int = 1
+    ) -> StitchedObjects:
         """Join what was found in the blocks.
 
         Args:
@@ -52,9 +54,7 @@ class StitchedObjects:
         columns = list(in_order(threads, store.columns, blocks))
         counts = [len(each["core"]) for each in columns]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        reaches = [
-            each["reaches"] + [first, 0, 0] for each, first in zip(columns, starts[:-1], strict=True)
-        ]
+        reaches = [each["reaches"] + [first, 0, 0] for each, first in zip(columns, starts[:-1], strict=True)]
         pieces = Pieces(
             block=np.repeat(np.arange(len(blocks)), counts),
             core=_joined(each["core"] for each in columns),
@@ -62,7 +62,9 @@ class StitchedObjects:
         )
 
         def compare(block: Block) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            return [_pairs(block, other, blocks, store, starts, threshold) for other in _following(block, blocks)]
+            return [
+                _pairs(block, other, blocks, store, starts, threshold) for other in _following(block, blocks)
+            ]
 
         found = [pairs for each in in_order(threads, compare, blocks) for pairs in each]
         first, second = (_joined(pairs[i] for pairs in found) for i in (0, 1))

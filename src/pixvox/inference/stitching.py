@@ -146,9 +146,7 @@ def _holding_twice(objects: Ids, block: Ids) -> Ids:
     return np.unique(keys[counts > 1] // width)
 
 
-def _without_conflicts(
-    block: Ids, first: Ids, second: Ids, iou: npt.NDArray[np.float64]
-) -> Sequence[int]:
+def _without_conflicts(block: Ids, first: Ids, second: Ids, iou: npt.NDArray[np.float64]) -> Sequence[int]:
     """Choose pairs, the best first, that join no two pieces of one block."""
     parent: dict[int, int] = {}
     blocks: dict[int, set[int]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class TileStore:
             self.resumed = any(folder.glob("*.tile"))
             return
         path.unlink(missing_ok=True)
-        for old in folder.glob("*.tile"):
+        for old in folder.iterdir():
             old.unlink()
         with whole_file(path) as part:
             part.write_text(note)
@@ -65,9 +66,7 @@ class TileStore:
         """Write values ``(*kept)`` or ``(channels, *kept)`` of a block, and arrays that belong to them."""
         lead = values.ndim - len(block.kept)
         cuts = _cuts(block)
-        parts = [
-            _pack(values[(slice(None),) * lead + region]) for region in _regions(block.size, cuts)
-        ]
+        parts = [_pack(values[(slice(None),) * lead + region]) for region in _regions(block.size, cuts)]
         extra = {name: np.ascontiguousarray(column) for name, column in columns.items()}
         head = {
             "shape": list(values.shape[:lead]),
@@ -105,9 +104,7 @@ class TileStore:
 
     def remove(self) -> None:
         """Remove all files, and the folder."""
-        for path in [*self.folder.glob("*.tile"), self.folder / "made_with.json"]:
-            path.unlink(missing_ok=True)
-        self.folder.rmdir()
+        shutil.rmtree(self.folder)
 
     def _path(self, block: Block) -> Path:
         return self.folder / f"{block.number:08d}.tile"
@@ -144,7 +141,9 @@ class _Tile:
                 if zlib.crc32(text) != head_sum:
                     raise ValueError("its head does not have its sum")
                 head = json.loads(text)
-                sizes = [np.dtype(kind).itemsize * math.prod(shape) for kind, shape in head["columns"].values()]
+                sizes = [
+                    np.dtype(kind).itemsize * math.prod(shape) for kind, shape in head["columns"].values()
+                ]
                 body = file.read(sum(sizes))
                 if zlib.crc32(body) != body_sum:
                     raise ValueError("its columns do not have their sum")

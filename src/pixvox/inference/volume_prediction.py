@@ -5,33 +5,42 @@
 2. What neighbours found in the place they share tells which objects are one.
 3. Each block is painted with the ids of the volume, measured and written.
 
+Of classes, the scores of blocks are kept and blended where neighbours both have some.
+
 The result depends neither on the order in which blocks are computed, nor on where, nor on interruptions: the same
 bytes are written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pixvox.errors import ConfigError, DataError
-from pixvox.inference.blocks import Block, Blocks
+from pixvox.files import whole_file
+from pixvox.image_means import ImageMeans
+from pixvox.inference.blended_scores import FindScores
+from pixvox.inference.blocks import Blocks
+from pixvox.inference.class_writer import save_class_table, write_classes
 from pixvox.inference.engines import Engine, SerialEngine, Work
-from pixvox.inference.find_objects import FindObjects, volume_range, window_of
-from pixvox.inference.object_table import ObjectTable
-from pixvox.inference.stitched_objects import StitchedObjects, in_order
+from pixvox.inference.find_objects import FindObjects
+from pixvox.inference.object_writer import write_objects
+from pixvox.inference.stitched_objects import StitchedObjects
 from pixvox.inference.tile_store import TileStore
-from pixvox.ops.label_maps import Shapes, paint, shapes
+from pixvox.inference.windows import volume_range
 from pixvox.progress import progress
+from pixvox.structures import Size
 from pixvox.version import __version__
 
 if TYPE_CHECKING:
@@ -47,140 +56,164 @@ class VolumePrediction:
     """What was written of a volume.
 
     Args:
-        labels: OME-Zarr of the ids.
-        table: CSV of the objects.
-        count: Number of objects.
+        labels: OME-Zarr of ids or classes.
+        table: CSV of the objects or classes.
+        count: Number of objects, or of classes that occur.
+        task: ``"instance"`` or ``"semantic"``.
+        probabilities: OME-Zarr of the probability of each class, where it was asked for.
     """
 
     labels: Path
     table: Path
     count: int
+    task: str = "instance"
+    probabilities: Path | None = None
 
     @property
     def files(self) -> list[Path]:
         """What was written."""
-        return [self.labels, self.table]
+        return [path for path in (self.labels, self.probabilities, self.table) if path is not None]
 
     def describe(self) -> str:
         """Say in a few words what was found."""
-        return f"{self.count} object{'' if self.count == 1 else 's'}"
+        one, many = ("object", "objects") if self.task == "instance" else ("class", "classes")
+        return f"{self.count} {one if self.count == 1 else many}"
 
 
-def find_all(work: Work, blocks: Blocks, store: TileStore, engine: Engine | None = None) -> None:
+@dataclass(frozen=True)
+class BlockOptions:
+    """How a volume is cut and where its blocks are computed.
+
+    Args:
+        tile_size: Lengths of the windows in array order.
+        overlap: Share of a window that lies in margins, in [0, 0.5].
+        join_iou: Least intersection over union at which two objects of neighbours are one, in (0, 1].
+        probabilities: Also write the probability of each class.
+        engine: Where windows are segmented.
+        threads: Blocks that are written at a time.
+    """
+
+    tile_size: Size
+    overlap: float = 0.25
+    join_iou: float = 0.5
+    probabilities: bool = False
+    engine: Engine = field(default_factory=SerialEngine)
+    threads: int = 1
+
+
+def predict_volume(
+    predictor: Predictor, volume: Volume, out: Path, name: str, options: BlockOptions
+) -> VolumePrediction:
+    """Segment a volume or slide of any size, and write labels and their table.
+
+    Args:
+        predictor: Segments windows; it must not resize them.
+        volume: What is segmented.
+        out: Folder for the results; they appear when they are whole.
+        name: Beginning of their names.
+        options: How it is cut, and where it is computed.
+
+    Raises:
+        ConfigError: If the model gives neither objects nor classes, or an option has no such value.
+        DataError: If the volume cannot be read, or has other dimensions or channels than the model.
+    """
+    model = predictor.model
+    _check(predictor, volume, options)
+    blocks = Blocks(volume.size, options.tile_size, options.overlap, model.size_divisor)
+    limits = volume_range(volume, model.in_channels)
+    out.mkdir(parents=True, exist_ok=True)
+    with _only_here(out / f".{name}.lock"):
+        store = TileStore(out / f".{name}.tiles", _made_with(predictor, volume, blocks, limits))
+        segment = _classes if model.task == "semantic" else _objects
+        result = segment(predictor, volume, out / name, _Cut(blocks, store, limits), options)
+        store.remove()
+    return result
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A volume cut into blocks."""
+
+    blocks: Blocks
+    store: TileStore
+    limits: Tensor
+
+
+def _objects(
+    predictor: Predictor, volume: Volume, base: Path, cut: _Cut, options: BlockOptions
+) -> VolumePrediction:
+    """Find the objects of all blocks, join them, and write their ids and their table."""
+    model, blocks, store = predictor.model, cut.blocks, cut.store
+    find_all(FindObjects(volume, blocks, store, predictor, cut.limits), blocks, store, options.engine)
+    found = StitchedObjects.of(blocks, store, options.join_iou, options.threads)
+    with _new_image(base, "labels", np.uint32, volume, blocks, labels=True) as (array, path):
+        table = write_objects(found, array, volume, model.in_channels, model.class_names, options.threads)
+    saved = table.save(base.with_name(f"{base.name}_table.csv"))
+    return VolumePrediction(path, saved, len(found))
+
+
+def _classes(
+    predictor: Predictor, volume: Volume, base: Path, cut: _Cut, options: BlockOptions
+) -> VolumePrediction:
+    """Compute the scores of all blocks, blend them, and write the class of each voxel."""
+    model, blocks, store = predictor.model, cut.blocks, cut.store
+    work = FindScores(volume, blocks, store, predictor, cut.limits)
+    if predictor.procedure.pool_over == "image" and len(blocks) > 1:
+        work.means = _means(work, store)
+    find_all(work, blocks, store, options.engine)
+    with contextlib.ExitStack() as images:
+        kind = np.uint8 if model.num_classes < 256 else np.uint16
+        array, path = images.enter_context(_new_image(base, "labels", kind, volume, blocks, labels=True))
+        shares, shares_path = None, None
+        if options.probabilities:
+            new = _new_image(base, "probabilities", np.float16, volume, blocks, channels=model.num_classes)
+            shares, shares_path = images.enter_context(new)
+        counts = write_classes(blocks, store, array, shares, options.threads)
+    table = base.with_name(f"{base.name}_table.csv")
+    save_class_table(counts, model.class_names, table, volume.spacing, volume.unit)
+    return VolumePrediction(path, table, int((counts > 0).sum()), "semantic", shares_path)
+
+
+def _means(work: FindScores, store: TileStore) -> ImageMeans | None:
+    """Return the means of the volume that global pools are given; a run that goes on has them already."""
+    path = store.folder / "means.pt"
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        return ImageMeans.restored(kept) if kept else None
+    means = work.gather(progress(work.blocks, len(work.blocks), "looking at the whole"))
+    with whole_file(path) as part:
+        torch.save(None if means is None else means.state(), part)
+    return means
+
+
+def find_all(work: Work, blocks: Blocks, store: TileStore, engine: Engine) -> None:
     """Do the work for every block that is not in the store yet.
 
     Args:
         work: Fills the store.
         blocks: Of the volume.
         store: What is done already is left.
-        engine: Where it is done; in this process by default.
+        engine: Where it is done.
     """
     left = [number for number in range(len(blocks)) if not store.has(blocks[number])]
     if len(left) < len(blocks):
         log.info("%d of %d blocks are done already", len(blocks) - len(left), len(blocks))
-    engine = engine or SerialEngine()
     done = engine.run(work, (blocks[number] for number in left))
     for _ in progress(done, len(left), "segmenting"):
         pass
 
 
-def write_objects(
-    found: StitchedObjects,
-    labels: Any,
-    volume: Volume | None = None,
-    in_channels: int = 1,
-    class_names: Iterable[str] = (),
-    threads: int = 1,
-) -> ObjectTable:
-    """Write the ids of all blocks and return the table of the objects.
-
-    Args:
-        found: The objects.
-        labels: Array ``(*spatial)`` that takes ``labels[region] = ids``, in whose chunks blocks begin and end.
-        volume: Its intensities are measured; None leaves them out.
-        in_channels: Channels of these.
-        class_names: Names by class index.
-        threads: Blocks at a time.
-
-    Raises:
-        OverflowError: If the type of the array cannot hold all ids.
-    """
-    if len(found) > np.iinfo(labels.dtype).max:
-        raise OverflowError(f"{len(found)} objects do not fit into {labels.dtype}; write the labels as uint32")
-    table = ObjectTable(
-        found.classes,
-        found.scores,
-        found.blocks.size,
-        0 if volume is None else in_channels,
-        tuple(class_names),
-        None if volume is None else volume.spacing,
-        "um" if volume is None else volume.unit,
-    )
-
-    def write(block: Block) -> tuple[Block, np.ndarray, Shapes]:
-        places, present = found.labels(block)
-        image = None if volume is None else window_of(volume, block.core, in_channels)
-        measured = shapes(places, len(present), image)
-        ids = np.zeros(places.shape, dtype=labels.dtype)
-        paint(ids, places, np.concatenate([[0], present]))
-        labels[block.core] = ids
-        return block, present, measured
-
-    for block, present, measured in progress(in_order(threads, write, found.blocks), len(found.blocks), "writing"):
-        table.add(present, measured, block.core)
-    return table
-
-
-def predict_objects(
-    predictor: Predictor,
-    volume: Volume,
-    out: Path,
-    name: str,
-    tile_size: tuple[int, ...],
-    overlap: float = 0.25,
-    join_iou: float = 0.5,
-    engine: Engine | None = None,
-    threads: int = 1,
-) -> VolumePrediction:
-    """Segment the objects of a volume or slide of any size, and write their ids and their table.
-
-    Args:
-        predictor: Segments windows; it must not resize them.
-        volume: What is segmented.
-        out: Folder for the results.
-        name: Beginning of their names.
-        tile_size: Lengths of the windows in array order.
-        overlap: Share of a window that lies in margins, in [0, 0.5].
-        join_iou: Least intersection over union at which two objects of neighbours are one, in (0, 1].
-        engine: Where windows are segmented.
-        threads: Blocks that are painted at a time.
-
-    Raises:
-        ConfigError: If the model does not find objects, or an option has no such value.
-        DataError: If the volume cannot be read, or has other dimensions or channels than the model.
-    """
+def _check(predictor: Predictor, volume: Volume, options: BlockOptions) -> None:
     model = predictor.model
-    _check(predictor, volume, join_iou)
-    blocks = Blocks(volume.size, tile_size, overlap, model.size_divisor)
-    labels, scratch = out / f"{name}_labels.ome.zarr", out / f".{name}.tiles"
-    out.mkdir(parents=True, exist_ok=True)
-    limits = volume_range(volume, model.in_channels)
-    store = TileStore(scratch, _made_with(predictor, volume, blocks, limits))
-    find_all(FindObjects(volume, blocks, store, predictor, limits), blocks, store, engine)
-    found = StitchedObjects.of(blocks, store, join_iou, threads)
-    part = out / f".{name}_labels.ome.zarr"
-    array = _create(part, volume, blocks)
-    table = write_objects(found, array, volume, model.in_channels, model.class_names, threads)
-    _finish(part, labels)
-    path = table.save(out / f"{name}_table.csv")
-    store.remove()
-    return VolumePrediction(labels, path, len(found))
-
-
-def _check(predictor: Predictor, volume: Volume, join_iou: float) -> None:
-    model = predictor.model
-    if model.task != "instance":
-        raise ConfigError(f"this finds objects, but the model gives {model.task} results")
+    if model.task not in ("instance", "semantic"):
+        raise ConfigError(
+            f"blocks are for objects and classes so far, but this model gives {model.task} results"
+        )
+    if predictor.procedure.clean_up is not None:
+        raise ConfigError(
+            "inference.clean_up looks at whole images, which blocks are not; leave it out, and choose objects by the "
+            "table that is written"
+        )
     if len(volume.size) != model.spatial_dims:
         raise DataError(
             f"{volume.source} has {len(volume.size)} spatial axes, this model takes {model.spatial_dims}"
@@ -191,11 +224,13 @@ def _check(predictor: Predictor, volume: Volume, join_iou: float) -> None:
             "train with transforms=crops, or convert the volume to the spacing that the model knows and set "
             "inference.resize=none"
         )
-    if not 0 < join_iou <= 1:
-        raise ConfigError(f"inference.join_iou must lie in (0, 1], got {join_iou}")
+    if not 0 < options.join_iou <= 1:
+        raise ConfigError(f"inference.join_iou must lie in (0, 1], got {options.join_iou}")
 
 
-def _made_with(predictor: Predictor, volume: Volume, blocks: Blocks, limits: torch.Tensor) -> Mapping[str, Any]:
+def _made_with(
+    predictor: Predictor, volume: Volume, blocks: Blocks, limits: torch.Tensor
+) -> Mapping[str, Any]:
     """Return everything that the objects of a block depend on."""
     path = Path(volume.source)
     changed = path.stat().st_mtime_ns if path.exists() else None
@@ -204,6 +239,7 @@ def _made_with(predictor: Predictor, volume: Volume, blocks: Blocks, limits: tor
         "weights": _digest(predictor.model),
         "score_threshold": predictor.score_threshold,
         "precision": predictor.precision,
+        "procedure": predictor.procedure.options,
         "source": [str(path.resolve()) if path.exists() else volume.source, list(volume.size), changed],
         "range": limits.tolist(),
         "blocks": [[axis.size, axis.tile, axis.length, axis.margin, axis.align] for axis in blocks.axes],
@@ -219,14 +255,6 @@ def _digest(model: Segmenter) -> str:
     return total.hexdigest()
 
 
-def _create(path: Path, volume: Volume, blocks: Blocks) -> Any:
-    from pixvox.data.volumes.ome_zarr import create_ome_zarr
-
-    shutil.rmtree(path, ignore_errors=True)
-    chunks = tuple(_chunk(axis.length, 1024 if len(volume.size) == 2 else 128) for axis in blocks.axes)
-    return create_ome_zarr(path, volume.size, np.uint32, chunks, volume.spacing, volume.unit, labels=True)
-
-
 def _chunk(length: int, longest: int) -> int:
     """Return the length of chunks: the largest part of a block that is not too long."""
     count = math.ceil(length / longest)
@@ -235,11 +263,40 @@ def _chunk(length: int, longest: int) -> int:
     return length // count
 
 
-def _finish(part: Path, path: Path) -> None:
-    """Add coarser levels and give the result its name; what had it before is replaced."""
-    from pixvox.data.volumes.ome_zarr import build_pyramid
+@contextlib.contextmanager
+def _new_image(
+    base: Path, what: str, dtype: Any, volume: Volume, blocks: Blocks, **options: Any
+) -> Iterator[tuple[Any, Path]]:
+    """Give an array to be filled, and where it will be; at the end coarser levels are added and it gets its name."""
+    from pixvox.data.volumes.ome_zarr import build_pyramid, create_ome_zarr
 
+    path = base.with_name(f"{base.name}_{what}.ome.zarr")
+    part = path.with_name(f".{path.name}")
+    longest = 1024 if len(volume.size) == 2 else 128
+    chunks = tuple(_chunk(length, longest) for length in blocks.length)
+    array = create_ome_zarr(
+        part, volume.size, dtype, chunks, volume.spacing, volume.unit, overwrite=True, **options
+    )
+    yield array, path
     build_pyramid(part)
     shutil.rmtree(path, ignore_errors=True)
     part.rename(path)
 
+
+@contextlib.contextmanager
+def _only_here(path: Path) -> Iterator[None]:
+    """Refuse to write what another process writes."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(
+            f"another process writes {path.name[1:-5]} in {path.parent}; wait for it, or choose --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)

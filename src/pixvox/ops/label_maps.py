@@ -67,8 +67,11 @@ def overlaps(first: Integer[np.ndarray, "*size"], second: Integer[np.ndarray, "*
 def _sparse_overlaps(first: np.ndarray, second: np.ndarray, rows: int, columns: int) -> Overlaps:
     both = np.flatnonzero((first != 0) & (second != 0))
     keys, counts = np.unique(first.flat[both] * np.int64(columns) + second.flat[both], return_counts=True)
-    sizes = (np.bincount(values.ravel().astype(np.int64), minlength=n) for values, n in ((first, rows), (second, columns)))
-    return Overlaps(keys // columns, keys % columns, counts, *sizes)
+    sizes, other_sizes = (
+        np.bincount(values.ravel().astype(np.int64), minlength=count)
+        for values, count in ((first, rows), (second, columns))
+    )
+    return Overlaps(keys // columns, keys % columns, counts, sizes, other_sizes)
 
 
 def paint(

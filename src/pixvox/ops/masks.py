@@ -92,7 +92,7 @@ def crop_label_map(
 def _label_bounds(label_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the ids of a label map, ascending, and the first corner and the last of each, in array order."""
     least, most = (int(bound) for bound in label_map.aminmax()) if label_map.numel() else (0, 0)
-    if label_map.device.type == "cpu" and 0 <= least and most < _MOST_COUNTED:
+    if label_map.device.type == "cpu" and least >= 0 and most < _MOST_COUNTED:
         return _counted_bounds(label_map)
     positions = label_map.nonzero()
     present, row = torch.unique(label_map[label_map != 0].to(torch.int64), return_inverse=True)

@@ -39,7 +39,13 @@ def shapes(labels: _Array, count: int, image: _Array | None) -> tuple[_Array, ..
 
 @_compiled_exactly
 def _measure(
-    labels: _Array, image: _Array, sizes: _Array, sums: _Array, lowest: _Array, highest: _Array, totals: _Array
+    labels: _Array,
+    image: _Array,
+    sizes: _Array,
+    sums: _Array,
+    lowest: _Array,
+    highest: _Array,
+    totals: _Array,
 ) -> None:
     for z in range(labels.shape[0]):
         for y in range(labels.shape[1]):
@@ -70,7 +76,9 @@ def _measure(
 
 @_compiled_exactly
 def _count_pairs(first: _Array, second: _Array, table: _Array) -> None:
-    nothing = 0  # most elements are background in both; counted in the table, each would wait for the one before
+    nothing = (
+        0  # most elements are background in both; counted in the table, each would wait for the one before
+    )
     for i in range(first.size):
         if first[i] == 0 and second[i] == 0:
             nothing += 1
