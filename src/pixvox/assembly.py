@@ -66,8 +66,8 @@ def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
     parts = {name: plain[name] for name in PARTS}
     facts = {name: plain[name] for name in ("spatial_dims", "in_channels", "num_classes")}
     names = list(metadata.class_names)
-    config = {**facts, "class_names": names, "inference": inference(plain), **parts}
-    model = Segmenter.from_config({**config, **_patch(plain)})
+    own = {"class_names": names, "inference": inference(plain), **_patch(plain)}
+    model = Segmenter.from_config({**facts, **own, **parts})
     Procedure.of(model)  # a wrong option is refused before anything is trained
     return model
 

@@ -72,8 +72,8 @@ def predict_files(
             volume = blockwise.volume(path)
             if volume is not None:
                 found = blockwise(volume, Path(out), _new_name(name_of(path), names))
-                files = [str(file) for file in found.files]
-                rows.append({"source": str(path), "found": found.describe(), "files": files})
+                written = [str(file) for file in found.files]
+                rows.append({"source": str(path), "found": found.describe(), "files": written})
                 continue
             for result in predictor.stream(str(path)):
                 name = _new_name(result_name(result), names)

@@ -429,7 +429,7 @@ class MaskRCNN(Head):
         """Return the mask of each detection of one image for its class, some at a time: there may be a thousand."""
         at_once = max(1, _MASK_ELEMENTS // (self.mask_channels * (2 * self.mask_size) ** self.spatial_dims))
         found = []
-        for some, classes in zip(boxes.split(at_once), labels.split(at_once), strict=True):
+        for some, classes in zip(torch.split(boxes, at_once), torch.split(labels, at_once), strict=True):
             regions = [some if i == image else some[:0] for i in range(len(features.valid_sizes))]
             logits = self.mask_branch(self._regions(features, regions, self.mask_size))
             found.append(logits[torch.arange(len(some), device=some.device), classes])

@@ -96,10 +96,11 @@ class TileStore:
         pieces = list(zip(_regions(block.size, tile.cuts), tile.parts, strict=True))
         touched = [(place, part, both) for place, part in pieces if (both := intersection(place, wanted))]
         result = np.empty((*tile.lead, *(part.stop - part.start for part in wanted)), dtype=tile.dtype)
+        lead = (slice(None),) * len(tile.lead)
         for place, part, both in touched:
             shape = (*tile.lead, *(axis.stop - axis.start for axis in place))
             values = tile.unpack(part, shape)
-            result[(..., *within(both, wanted))] = values[(..., *within(both, place))]
+            result[lead + within(both, wanted)] = values[lead + within(both, place)]
         return result
 
     def remove(self) -> None:
