@@ -21,6 +21,7 @@ from pixvox.console import exit_if_failed, print_json, print_table, show_compari
 from pixvox.data.volumes.commands import data_convert
 from pixvox.errors import ConfigError, PixvoxError
 from pixvox.metrics.commands import score
+from pixvox.visualization.commands import view
 
 app = typer.Typer(
     name="pixvox",
@@ -318,6 +319,7 @@ def evaluate(
 
 
 app.command()(score)
+app.command()(view)
 
 
 @app.command()

@@ -61,6 +61,22 @@ def open_volume(
     return Volume(array, layout, source, allow_missing_chunks)
 
 
+def open_level(volume: Volume, level: int) -> Volume:
+    """Open another level of the pyramid that a volume belongs to; its axes, and time point, are the same.
+
+    Args:
+        volume: A volume that was opened from a path.
+        level: Level of the file, 0 is the finest.
+
+    Raises:
+        DataError: If there is no such level, or the volume is no file.
+    """
+    array = _open_path(Path(volume.source), level, None)
+    if len(array.header.shape) != len(volume.array.header.shape):
+        raise DataError(f"{volume.source}: level {level} has other axes than the one that was opened")
+    return Volume(array, volume.layout, volume.source, volume.allow_missing_chunks)
+
+
 def volume_suffixes() -> tuple[str, ...]:
     """Return the suffixes of files and folders that ``open_volume`` opens, longest first."""
     return tuple(sorted(TIFF + ZARR + NIFTI + HDF5 + NUMPY, key=len, reverse=True))
