@@ -10,11 +10,11 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -92,16 +92,30 @@ class TileStore:
             DataError: If the file is damaged.
         """
         tile = _Tile.open(self._path(block))
-        wanted = within(region, block.kept)
-        pieces = list(zip(_regions(block.size, tile.cuts), tile.parts, strict=True))
-        touched = [(place, part, both) for place, part in pieces if (both := intersection(place, wanted))]
-        result = np.empty((*tile.lead, *(part.stop - part.start for part in wanted)), dtype=tile.dtype)
-        lead = (slice(None),) * len(tile.lead)
-        for place, part, both in touched:
-            shape = (*tile.lead, *(axis.stop - axis.start for axis in place))
-            values = tile.unpack(part, shape)
-            result[lead + within(both, wanted)] = values[lead + within(both, place)]
+        result = np.empty((*tile.lead, *(part.stop - part.start for part in region)), dtype=tile.dtype)
+        for place, values in self._unpacked(tile, block, region):
+            result[(slice(None),) * len(tile.lead) + within(place, region)] = values
         return result
+
+    def pieces(self, block: Block, region: Region) -> Iterator[tuple[Region, np.ndarray]]:
+        """Yield the parts that a region is kept in, with their places in the volume: none is copied.
+
+        Raises:
+            DataError: If the file is damaged.
+        """
+        return self._unpacked(_Tile.open(self._path(block)), block, region)
+
+    def _unpacked(self, tile: _Tile, block: Block, region: Region) -> Iterator[tuple[Region, np.ndarray]]:
+        lead, wanted = (slice(None),) * len(tile.lead), within(region, block.kept)
+        with tile.path.open("rb") as file:
+            for place, part in zip(_regions(block.size, tile.cuts), tile.parts, strict=True):
+                both = intersection(place, wanted)
+                if both is None:
+                    continue
+                shape = (*tile.lead, *(axis.stop - axis.start for axis in place))
+                values = tile.unpack(file, part, shape)[lead + within(both, place)]
+                corners = zip(both, block.kept, strict=True)
+                yield tuple(slice(x.start + k.start, x.stop + k.start) for x, k in corners), values
 
     def remove(self) -> None:
         """Remove all files, and the folder."""
@@ -161,11 +175,10 @@ class _Tile:
             start += size
         return cls(path, tuple(head["shape"]), np.dtype(head["type"]), head["cuts"], parts, columns)
 
-    def unpack(self, part: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
+    def unpack(self, file: BinaryIO, part: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
         start, size, expected = part
-        with self.path.open("rb") as file:
-            file.seek(start)
-            packed = file.read(size)
+        file.seek(start)
+        packed = file.read(size)
         if zlib.crc32(packed) != expected:
             raise _damaged(self.path, "a piece does not have its sum")
         return np.frombuffer(_codec().decode(packed), dtype=self.dtype).reshape(shape)

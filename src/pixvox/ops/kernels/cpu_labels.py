@@ -15,10 +15,9 @@ def pair_table(first: _Array, second: _Array, rows: int, columns: int) -> _Array
 
 
 def paint(canvas: _Array, labels: _Array, numbers: _Array, only_background: bool) -> None:
-    """Write the number of each label into a canvas, row by row; twin of ``label_maps.paint``."""
-    # Numba knows arrays of a stated number of axes: all but the last are looped over here.
-    for place in np.ndindex(*canvas.shape[:-2]):
-        _paint_rows(np.atleast_2d(canvas[place]), np.atleast_2d(labels[place]), numbers, only_background)
+    """Write the number of each label into a canvas; twin of ``label_maps.paint``, up to three axes."""
+    lead = (None,) * (3 - canvas.ndim)
+    _paint(canvas[lead], labels[lead], numbers, only_background)
 
 
 def shapes(labels: _Array, count: int, image: _Array | None) -> tuple[_Array, ...]:
@@ -88,11 +87,12 @@ def _count_pairs(first: _Array, second: _Array, table: _Array) -> None:
 
 
 @_compiled_exactly
-def _paint_rows(canvas: _Array, labels: _Array, numbers: _Array, only_background: bool) -> None:
-    for i in range(labels.shape[0]):
-        for j in range(labels.shape[1]):
-            label = labels[i, j]
-            if label != 0:
-                number = numbers[label]
-                if number != 0 and (not only_background or canvas[i, j] == 0):
-                    canvas[i, j] = number
+def _paint(canvas: _Array, labels: _Array, numbers: _Array, only_background: bool) -> None:
+    for z in range(labels.shape[0]):
+        for y in range(labels.shape[1]):
+            for x in range(labels.shape[2]):
+                label = labels[z, y, x]
+                if label != 0:
+                    number = numbers[label]
+                    if number != 0 and (not only_background or canvas[z, y, x] == 0):
+                        canvas[z, y, x] = number
