@@ -47,6 +47,9 @@ REFUSALS: dict[tuple[str, int | str], str] = {
 }
 """Heads that do not exist for a number of axes, or over a backbone, and why."""
 
+OPTIONS: dict[tuple[str, int], dict[str, Any]] = {("maskrcnn", 3): {"detections_per_image": 100}}
+"""Options of some heads: a network that has learned nothing finds a thousand objects in noise, and gives each a mask."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -118,7 +121,11 @@ def pairs(
         for backbone in backbones or families(axes):
             if backbone in existing:
                 given = part_class("backbone", backbone).branches
-                cells += [Cell(backbone, head, axes) for head, wanted in under.items() if wanted == given]
+                cells += [
+                    Cell(backbone, head, axes, options=dict(OPTIONS.get((head, axes), {})))
+                    for head, wanted in under.items()
+                    if wanted == given
+                ]
     return cells
 
 
