@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pixvox.benchmark.matrix import SECOND_NAMES, SIZES, Cell
+from pixvox.benchmark.matrix import OPTIONS, SECOND_NAMES, SIZES, Cell
 from pixvox.files import whole_file
 
 _MARKS = {"works": "yes", "refused": "-", "failed": "**no**"}
@@ -58,7 +58,7 @@ def _introduction(cells: Sequence[Cell], facts: dict[str, Any]) -> list[str]:
         f"Of {len(cells)} pairs {counts['works']} work, {counts['refused']} are refused with a reason and "
         f"{counts['failed']} fail. Each model is built with the defaults of its names (random weights, two channels, "
         "three classes), takes one optimiser step from two images of each size, predicts an image of the second, is "
-        "saved, loaded and predicts the same again.",
+        "saved, loaded and predicts the same again." + _capped(),
         "",
         "Multiply-adds are those of predicting one image of the second size (convolutions, products, attention); "
         "seconds those of the processor for a step with two such images; memory the most that the process held, "
@@ -67,6 +67,16 @@ def _introduction(cells: Sequence[Cell], facts: dict[str, Any]) -> list[str]:
         "",
         f"Not listed, for they are other sizes of a family or doors to it: {others}.",
     ]
+
+
+def _capped() -> str:
+    """Name the options that are not defaults."""
+    named = [
+        f"`{head}` in {'volumes' if dims == 3 else 'images'} has `{key}={value}`"
+        for (head, dims), options in OPTIONS.items()
+        for key, value in options.items()
+    ]
+    return f" But {' and '.join(named)}." if named else ""
 
 
 def _matrix(cells: Sequence[Cell]) -> list[str]:
