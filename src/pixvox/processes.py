@@ -1,4 +1,7 @@
-"""Measure in a process of its own: its peak of memory is its own, and if it is killed the others go on."""
+"""Processes that start clean: workers, and those in which one thing is measured.
+
+The peak of memory of a process of its own is its own, and if it is killed the others go on.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,9 @@ from pixvox.structures import Batch, Features, Geometry, Segmentation, Targets
 
 PARTS = ("backbone", "neck", "head", "normalizer")
 """What a model is made of, by the keys of its configuration."""
+
+if TYPE_CHECKING:
+    from pixvox.inference.volume_prediction import VolumePrediction
 
 
 class Segmenter(nn.Module):
@@ -174,6 +177,28 @@ class Segmenter(nn.Module):
         from pixvox.inference.predictor import predict
 
         return predict(self, inputs, **options)
+
+    def predict_volume(
+        self,
+        volume: Any,
+        out: str | Path,
+        name: str | None = None,
+        score_threshold: float | None = None,
+        **options: Any,
+    ) -> VolumePrediction:
+        """Segment a volume or slide of any size block by block, and write labels and a table into a folder.
+
+        Args:
+            volume: A path, an array, or what ``pixvox.open_volume`` returns.
+            out: Folder for ``NAME_labels.ome.zarr`` and ``NAME_table.csv``; a run that was killed goes on.
+            name: Beginning of their names; by default that of the file.
+            score_threshold: Lowest score of an instance, in [0, 1]; None for that of the head.
+            **options: ``tile_size``, ``overlap``, ``join_iou``, ``probabilities``, ``engine`` and ``workers`` of
+                ``pixvox.inference.blockwise.Blockwise``.
+        """
+        from pixvox.inference.blockwise import predict_in_blocks
+
+        return predict_in_blocks(self, volume, Path(out), name, score_threshold, options)
 
     def save_pretrained(
         self, folder: str | Path, metrics: Mapping[str, float] | None = None, licence: str = "unknown"

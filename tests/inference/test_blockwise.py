@@ -51,6 +51,14 @@ def test_predict_writes_labels_and_a_table(tmp_path, model, volume):
     json.dumps(rows)
 
 
+def test_a_model_predicts_volumes_from_python_as_from_the_command_line(tmp_path, model, volume):
+    folder = model.save_pretrained(tmp_path / "model")
+    predict_files(folder, [volume], tmp_path / "out", blocks=True, tile_size=[20, 48, 48])
+    result = model.predict_volume(volume, tmp_path / "here", tile_size=(20, 48, 48))
+    assert result.labels.name == "v_labels.ome.zarr"
+    assert result.table.read_text() == (tmp_path / "out" / "v_table.csv").read_text()
+
+
 def test_tiles_in_memory_find_the_objects_that_are_written_block_by_block(tmp_path, model, volume):
     folder = model.save_pretrained(tmp_path / "model")
     predict_files(folder, [volume], tmp_path / "out", blocks=True, tile_size=[20, 48, 48])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pixvox.benchmark.processes import context_with, run_alone
+from pixvox.processes import context_with, run_alone
 from pixvox.errors import ConfigError
 from pixvox.models import create_model, list_backbones, list_heads, part_class
 from pixvox.structures import Instances, Segmentation

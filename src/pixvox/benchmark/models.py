@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixvox.benchmark.processes import context_with, run_alone
+from pixvox.processes import context_with, run_alone
 from pixvox.errors import ConfigError, PixvoxError
 from pixvox.files import whole_file
 from pixvox.models import create_model, list_heads, split_name

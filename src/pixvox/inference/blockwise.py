@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pixvox.data.transforms.crop import axis_lengths
 from pixvox.errors import ConfigError
 from pixvox.inference.engines import engine as engine_by_name
-from pixvox.inference.procedure import BLOCK_OPTIONS
+from pixvox.inference.procedure import BLOCK_OPTIONS, build, merged
+from pixvox.inference.results import name_of
 from pixvox.inference.volume_prediction import BlockOptions, VolumePrediction, predict_volume
 
 if TYPE_CHECKING:
     from pixvox.data.volumes.volume import Volume
     from pixvox.inference.predictor import Predictor
+    from pixvox.segmenter import Segmenter
 
 _SHARED = ("tile_size", "overlap", "join_iou")
 """Options of inference that tiles in memory have, too."""
@@ -83,6 +85,27 @@ class Blockwise:
     def __call__(self, volume: Volume, out: Path, name: str) -> VolumePrediction:
         """Segment a volume, and write the result into a folder under a name."""
         return predict_volume(self.predictor, volume, out, name, self.options)
+
+
+def predict_in_blocks(
+    model: Segmenter,
+    volume: Any,
+    out: Path,
+    name: str | None = None,
+    score_threshold: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> VolumePrediction:
+    """Segment a volume block by block; the arguments are those of ``Segmenter.predict_volume``."""
+    from pixvox.data.volumes.open import open_volume
+    from pixvox.data.volumes.volume import Volume
+    from pixvox.inference.predictor import Predictor
+
+    opened = volume if isinstance(volume, Volume) else open_volume(volume, model.spatial_dims)
+    asked = merged(model.config.get("inference") or {}, options or {})
+    for_blocks, for_images = split_options({**asked, "blocks": True})
+    predictor = Predictor(model, score_threshold=score_threshold, keep_image=False, **for_images)
+    blockwise = build(Blockwise, "", for_blocks, predictor=predictor)
+    return blockwise(opened, out, name_of(Path(opened.source)) if name is None else name)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-from pixvox.errors import ConfigError, TrainingError
+from pixvox.errors import ConfigError
 from pixvox.inference.blocks import Block
 
 Work = Callable[[Block], None]
@@ -51,9 +51,9 @@ class ProcessEngine:
         """Do the work for each block, and yield the blocks as they are done.
 
         Raises:
-            TrainingError: If a process was killed.
+            ConfigError: If a process was killed, most likely for want of memory.
         """
-        from pixvox.benchmark.processes import context_with
+        from pixvox.processes import context_with
 
         rest = iter(blocks)
         threads = max(1, (os.cpu_count() or 1) // self.workers)
@@ -148,7 +148,7 @@ def _results(done: Iterable[Future[Any]]) -> Iterator[Any]:
         try:
             yield future.result()
         except BrokenProcessPool as error:
-            raise TrainingError(
+            raise ConfigError(
                 "a process was killed, most likely for its memory; set fewer inference.workers or a smaller "
                 "inference.tile_size. The same command goes on where this one ended"
             ) from error

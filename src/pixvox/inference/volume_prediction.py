@@ -233,13 +233,14 @@ def _made_with(
 ) -> Mapping[str, Any]:
     """Return everything that the objects of a block depend on."""
     path = Path(volume.source)
+    procedure = {key: value for key, value in predictor.procedure.options.items() if key != "join_iou"}
     changed = path.stat().st_mtime_ns if path.exists() else None
     return {
         "version": __version__,
         "weights": _digest(predictor.model),
         "score_threshold": predictor.score_threshold,
         "precision": predictor.precision,
-        "procedure": predictor.procedure.options,
+        "procedure": procedure,
         "source": [str(path.resolve()) if path.exists() else volume.source, list(volume.size), changed],
         "range": limits.tolist(),
         "blocks": [[axis.size, axis.tile, axis.length, axis.margin, axis.align] for axis in blocks.axes],
