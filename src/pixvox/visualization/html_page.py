@@ -87,8 +87,8 @@ def write_page(
         >>> cells[1:3, 5:9, 5:9] = 7
         >>> volume = open_volume(cells, spatial_dims=3)
         >>> page = write_page(volume, volume, None, mkdtemp() + "/cells.html")
-        >>> "http" in page.read_text()
-        False
+        >>> "data:image/png" in page.read_text(), "http://" in page.read_text()
+        (True, False)
     """
     _check(image, labels)
     if max_bytes < _SMALLEST:

@@ -73,10 +73,13 @@ def page_table(
         if number == 1:
             others = [str(column) for column in row if column is not None and column != "id"]
             shown.columns += [column for column in others if not _NOT_SHOWN.fullmatch(column)]
+        if len(shown.rows) == max_rows or shown.left_out:
+            shown.left_out += 1
+            continue
         cells = [_id(row["id"], name, number), *(_cell(row.get(column, "")) for column in shown.columns[1:])]
         max_bytes -= len(json.dumps(cells))
-        if len(shown.rows) == max_rows or max_bytes < 0 or shown.left_out:
-            shown.left_out += 1
+        if max_bytes < 0:
+            shown.left_out = 1
             continue
         shown.rows.append(cells)
         shown.places.append(_place([row.get(column) for column in centroid]))
