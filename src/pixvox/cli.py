@@ -18,7 +18,7 @@ import typer
 from pixvox.benchmark.commands import benchmark_app
 from pixvox.command_options import ConfigDir, DataPath, Debug, Json, Overrides, RunPath
 from pixvox.console import exit_if_failed, print_json, print_table, show_comparison
-from pixvox.data.volumes.commands import data_convert
+from pixvox.data.volumes.commands import data_convert, data_index
 from pixvox.errors import ConfigError, PixvoxError
 from pixvox.metrics.commands import score
 from pixvox.visualization.commands import view
@@ -33,9 +33,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(
     no_args_is_help=True,
-    help="Make synthetic datasets, check datasets before training, convert volumes.",
+    help="Make synthetic datasets, check datasets before training, convert and catalogue volumes.",
 )
 data_app.command("convert")(data_convert)
+data_app.command("index")(data_index)
 app.add_typer(data_app, name="data")
 app.add_typer(benchmark_app, name="benchmark")
 

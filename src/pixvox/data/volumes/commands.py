@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -111,6 +112,83 @@ def data_convert(
     typer.echo(
         f"{done.path}: {size}, {done.channels} channel{'s' * (done.channels > 1)} of {done.dtype}, spacing {steps}, "
         f"{done.levels} level{'s' * (done.levels > 1)}"
+    )
+
+
+def data_index(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER|TABLE",
+            help="images/ with labels/; or .csv or .json with path, label_path, experiment, split, more.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The catalogue, a SQLite file.")],
+    size: Annotated[
+        str, typer.Option("--size", help="Voxels per axis of a crop, z,y,x; two lengths for slides.")
+    ] = "64,128,128",
+    overlap: Annotated[
+        float, typer.Option("--overlap", min=0.0, help="Share of a crop that the next one has, too, below 1.")
+    ] = 0.0,
+    cover: Annotated[
+        bool,
+        typer.Option("--cover", help="Leave no margin: crops that reach every voxel, overlapping a little."),
+    ] = False,
+    min_volume: Annotated[
+        int, typer.Option("--min-volume", min=1, help="Leave out objects with fewer voxels in a crop.")
+    ] = 1,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help='Volumes to take, in SQL on the columns of TABLE, as in "grade > 2".'),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="Folder that holds all files.", show_default="that of the source"),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option("--spacing", help="Micrometres per axis (z,y,x), for files that do not say."),
+    ] = None,
+    allow_missing_chunks: Annotated[
+        bool, typer.Option("--allow-missing-chunks", help="Accept Zarr chunks that were never written.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes.", show_default="one per core")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Read every volume again.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Catalogue volumes, their crops and the objects in these; what has not changed since is not read again."""
+    from pixvox.data.volumes.index import build_catalogue
+
+    with progress_bars() as progress:
+        done = build_catalogue(
+            source,
+            out,
+            size=_lengths("--size", size, "64,128,128") or (),
+            overlap=overlap,
+            cover=cover,
+            min_volume=min_volume,
+            where=where,
+            root=root,
+            spacing=_numbers("--spacing", spacing),
+            allow_missing_chunks=allow_missing_chunks,
+            workers=workers or os.cpu_count() or 1,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        print_json(asdict(done))
+        return
+    what = (
+        f"{len(done.read)} read, {done.volumes - len(done.read)} as they were"
+        if done.written
+        else "up to date"
+    )
+    typer.echo(
+        f"{done.path}: {done.volumes} volumes ({what}), {done.crops} crops, {done.empty} of them empty, "
+        f"{done.objects} objects in crops"
     )
 
 

@@ -1,0 +1,231 @@
+"""Which volumes a catalogue is to hold: those of a folder, or of a table with columns for anything else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pixvox.data.volumes.catalogue import RESERVED, below
+from pixvox.errors import DataError
+
+COLUMNS = ("path", "label_path", "experiment", "split", "axes")
+"""Columns of a table that the index itself reads; all others are flags to choose volumes by."""
+
+SPLITS = ("train", "val", "test")
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One volume.
+
+    Args:
+        path: Its file, below the root.
+        label_path: File of its label map below the root, or None.
+        experiment: What it belongs to, or None.
+        split: ``"train"``, ``"val"``, ``"test"``, or None.
+        axes: A letter per stored axis; None for what the file says.
+        flags: Any further columns.
+    """
+
+    path: str
+    label_path: str | None = None
+    experiment: str | None = None
+    split: str | None = None
+    axes: str | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+def read_entries(source: Path, root: Path | None = None) -> tuple[Path, list[Entry]]:
+    """Return the root and the volumes below it.
+
+    Args:
+        source: A folder with images beside label maps, or a CSV or JSON table.
+        root: Folder that all files lie in; by default the folder, or the one that the table lies in.
+
+    Raises:
+        DataError: If it cannot be read, or names a file twice, none, or one outside of the root.
+    """
+    if not source.exists():
+        raise DataError(f"{source} does not exist; give a folder, or a .csv or .json table")
+    base = Path(os.path.abspath(root or (source if source.is_dir() else source.parent)))
+    entries = _of_folder(source, base) if source.is_dir() else _of_table(source, base)
+    if not entries:
+        raise DataError(f"{source} names no volume")
+    flags = [name.lower() for name in flag_columns(entries)]
+    if len(set(flags)) < len(flags):
+        raise DataError(
+            f"{source} has columns that differ in capitals only: {', '.join(flag_columns(entries))}"
+        )
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.path in seen:
+            raise DataError(f"{source} names {entry.path} twice; keep one")
+        seen.add(entry.path)
+    return base, entries
+
+
+def choose(entries: Sequence[Entry], where: str, source: Path) -> list[Entry]:
+    """Return the volumes that meet a condition in SQL.
+
+    Args:
+        entries: Volumes.
+        where: Condition on the columns of the table, as in ``"grade > 2"``.
+        source: Where they come from, for messages.
+
+    Raises:
+        DataError: If it is no SQL, names a column that there is none of, or no volume meets it.
+
+    Example:
+        >>> entries = [Entry("a.tif", flags={"grade": "1"}), Entry("b.tif", flags={"grade": "3"})]
+        >>> [entry.path for entry in choose(entries, "grade > 2", Path("table.csv"))]
+        ['b.tif']
+    """
+    flags = flag_columns(entries)
+    known = [name for name in COLUMNS if name != "axes"]
+    connection = sqlite3.connect(":memory:")
+    columns = [f"{name} TEXT" for name in known] + [f"{quoted(name)} NUMERIC" for name in flags]
+    connection.execute(f"CREATE TABLE volumes({', '.join(columns)})")
+    connection.executemany(
+        f"INSERT INTO volumes VALUES({', '.join('?' * len(columns))})",
+        [[getattr(entry, name) for name in known] + flag_values(entry, flags) for entry in entries],
+    )
+    try:
+        numbers = [row for (row,) in connection.execute(f"SELECT rowid FROM volumes WHERE ({where}\n)")]
+    except (sqlite3.OperationalError, sqlite3.ProgrammingError, sqlite3.Warning) as error:
+        raise DataError(
+            f"where: {where}: {error}; it takes SQL on the columns of {source}: {', '.join([*known, *flags])}"
+        ) from error
+    finally:
+        connection.close()
+    if not numbers:
+        raise DataError(f"where: {where}: none of the {len(entries)} volumes of {source} is like that")
+    return [entries[number - 1] for number in sorted(numbers)]
+
+
+def flag_columns(entries: Sequence[Entry]) -> list[str]:
+    """Return the names of all flags, in the order in which they are first met."""
+    return list(dict.fromkeys(name for entry in entries for name in entry.flags))
+
+
+def flag_values(entry: Entry, names: Sequence[str]) -> list[Any]:
+    """Return the flags of a volume as SQLite takes them; NULL for those that it has not."""
+    values = [entry.flags.get(name) for name in names]
+    return [json.dumps(value) if isinstance(value, (list, dict)) else value for value in values]
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL writes it, whatever letters it has.
+
+    Example:
+        >>> print(quoted('the "grade" given'))
+        "the ""grade"" given"
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _of_folder(folder: Path, root: Path) -> list[Entry]:
+    from pixvox.data.datasets.label_folder import pair_files
+    from pixvox.data.datasets.layout import find_layout
+
+    layout = find_layout(folder)
+    if layout.kind != "labels":
+        raise DataError(
+            f"{folder} holds COCO files; a catalogue is of volumes beside label maps: images/ with labels/"
+        )
+    entries = []
+    for split, place in layout.splits.items():
+        for image, labels in pair_files(place.images, place.annotations):
+            above = image.relative_to(place.images).parts[:-1]
+            entries.append(
+                Entry(
+                    _relative(image, root, folder),
+                    None if labels is None else _relative(labels, root, folder),
+                    experiment=above[0] if above else None,
+                    split=split if split in SPLITS else None,
+                )
+            )
+    return entries
+
+
+def _of_table(table: Path, root: Path) -> list[Entry]:
+    rows = _read_table(table)
+    entries = []
+    for number, row in enumerate(rows, 1):
+        row = {str(name).strip(): _filled(value) for name, value in row.items() if name is not None}
+        if not isinstance(row.get("path"), str):
+            raise DataError(
+                f"{table}: row {number} names no file in a column 'path'; its columns are {', '.join(row)}"
+            )
+        if row.get("split") not in (None, *SPLITS):
+            raise DataError(
+                f"{table}: row {number}: split is {row['split']!r}; it takes train, val, test or nothing"
+            )
+        texts = {name: None if row.get(name) is None else str(row[name]) for name in COLUMNS}
+        files = {
+            name: None if (entry := texts[name]) is None else _relative(table.parent / entry, root, table)
+            for name in ("path", "label_path")
+        }
+        flags = {name: _flag(value) for name, value in row.items() if name not in COLUMNS}
+        taken = [name for name in flags if name.lower() in RESERVED]
+        if taken:
+            raise DataError(
+                f"{table}: the catalogue has a column {taken[0]!r} of its own; give yours another name"
+            )
+        entries.append(
+            Entry(
+                files["path"] or "",
+                files["label_path"],
+                texts["experiment"],
+                texts["split"],
+                texts["axes"],
+                flags,
+            )
+        )
+    return entries
+
+
+def _read_table(table: Path) -> list[dict[str, Any]]:
+    try:
+        if table.suffix.lower() == ".json":
+            rows = json.loads(table.read_text(encoding="utf-8-sig"))
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise DataError(
+                    f'{table} must hold a list of volumes, [{{"path": "a.tif", "grade": 3}}, ...]'
+                )
+            return rows
+        if table.suffix.lower() != ".csv":
+            raise DataError(f"{table}: a table of volumes is a .csv or .json file")
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise DataError(f"{table} cannot be read as a table: {error}") from error
+
+
+def _filled(value: Any) -> Any:
+    """Return a value of a table; an empty cell is none."""
+    if isinstance(value, str):
+        return value.strip() or None
+    return int(value) if isinstance(value, bool) else value
+
+
+def _flag(value: Any) -> Any:
+    """Return a number for a text that is one, so that ``grade > 2`` compares numbers."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        number = float(value)
+        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    return value
+
+
+def _relative(file: Path, root: Path, source: Path) -> str:
+    """Return where a file is below the root."""
+    found = below(root, os.path.abspath(file), source)
+    return found.relative_to(os.path.abspath(root)).as_posix()
