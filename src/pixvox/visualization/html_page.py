@@ -95,6 +95,7 @@ def write_page(
         raise ValueError(f"max_bytes={max_bytes}: a page takes at least {_SMALLEST}")
     out = Path(out)
     steps = steps_for(image.size, (max_slices, max_side, max_side)[-len(image.size) :])
+    steps = (*steps[:-2], max(steps[-2:]), max(steps[-2:]))
     ids = _whole_numbers(thinned(labels, steps)[0], labels.source)
     pixels = thinned(image, steps)
     listed = page_table(
