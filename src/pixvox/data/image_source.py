@@ -54,7 +54,7 @@ class ImageSource:
                 f"{path} has {file.data.shape[0]} channels, the first image of the dataset has "
                 f"{self.in_channels}; set channels=rgb or channels=grey to convert all"
             )
-        values, invalid = _finite(file.data, path)
+        values, invalid = finite_values(file.data, path)
         if file.missing is not None:
             logger.warning(
                 "%s: %.1f %% of it is not stored; that is ignored", path, 100 * file.missing.mean()
@@ -75,8 +75,16 @@ class ImageSource:
         return sample, torch.from_numpy(invalid) if invalid is not None else None
 
 
-def _finite(data: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Replace NaN and infinite values by the lowest finite one of the channel; return where they were."""
+def finite_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Replace NaN and infinite values by the lowest finite one of the channel; return where they were, if anywhere.
+
+    Args:
+        data: Values ``(channels, *spatial)``.
+        path: Where they come from, for messages.
+
+    Raises:
+        DataError: If there is no finite one.
+    """
     if data.dtype.kind != "f":
         return data, None
     finite = np.isfinite(data)

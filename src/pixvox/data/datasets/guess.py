@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pixvox.data.datasets.label_folder import pair_files
+from pixvox.data.datasets.pairing import pair_files
 from pixvox.data.images import read_labels
 from pixvox.data.metadata import Task
 

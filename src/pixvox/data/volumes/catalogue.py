@@ -106,6 +106,7 @@ class CatalogueVolume:
         intensity: Low and high percentile of each channel.
         state: ``file_state`` of both files when it was indexed.
         key: Of all that decides on its crops and objects.
+        crops: The numbers of its crops.
         flags: The user's columns.
     """
 
@@ -123,6 +124,7 @@ class CatalogueVolume:
     intensity: tuple[tuple[float, float], ...]
     state: list[list[int] | None]
     key: str
+    crops: range
     flags: dict[str, Any]
 
     def changed(self) -> str | None:
@@ -255,6 +257,11 @@ class Catalogue:
         rows = rows[places]
         return Crops(rows[:, 0], rows[:, 1], rows[:, 5 - self.spatial_dims : 5], rows[:, 5], rows[:, 6])
 
+    def volumes_of(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Return the number of the volume of each crop, without a query."""
+        ends = np.array([volume.crops.stop for volume in self.volumes.values()])
+        return np.array(list(self.volumes))[np.searchsorted(ends, ids, side="right")]
+
     def objects(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> CropObjects:
         """Return the objects of crops, with one query for all of them."""
         rows = self._of_crops(_INSTANCE, "instances", np.asarray(ids, dtype=np.int64)).reshape(-1, 9)
@@ -315,6 +322,7 @@ class Catalogue:
             intensity=tuple((low, high) for low, high in json.loads(row["intensity"])),
             state=json.loads(row["state"]),
             key=row["key"],
+            crops=range(row["first_crop"], row["first_crop"] + row["crop_count"]),
             flags={name: value for name, value in row.items() if name not in RESERVED},
         )
 

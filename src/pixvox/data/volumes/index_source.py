@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pixvox.data.datasets.layout import find_layout
+from pixvox.data.datasets.pairing import pair_files
 from pixvox.data.volumes.catalogue import RESERVED, below
 from pixvox.errors import DataError
 
@@ -133,9 +135,6 @@ def quoted(name: str) -> str:
 
 
 def _of_folder(folder: Path, root: Path) -> list[Entry]:
-    from pixvox.data.datasets.label_folder import pair_files
-    from pixvox.data.datasets.layout import find_layout
-
     layout = find_layout(folder)
     if layout.kind != "labels":
         raise DataError(
