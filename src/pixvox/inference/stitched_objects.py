@@ -92,8 +92,8 @@ class StitchedObjects:
         present = np.unique(np.concatenate([own, self.ids[fills]]))
         present = present[present > 0]
         canvas = np.zeros(tuple(part.stop - part.start for part in block.core), dtype=np.uint32)
-        for part, labels in self.store.pieces(block, block.core):
-            paint(canvas[within(part, block.core)], labels, _places(own, present))
+        for place, labels in self.store.pieces(block, block.core):
+            paint(canvas[within(place, block.core)], labels, _places(own, present))
         for other in self.blocks.neighbours(block) if len(fills) else ():
             first, last = self.starts[other.number : other.number + 2]
             chosen = fills[(fills >= first) & (fills < last)]
