@@ -37,7 +37,9 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["doctor", "models", "train", "evaluate", "predict", "score", "visualize", "data"])
+@pytest.mark.parametrize(
+    "command", ["doctor", "models", "train", "evaluate", "predict", "score", "view", "visualize", "data"]
+)
 def test_every_command_has_help(command, capsys):
     assert run([command, "--help"]) == 0
     assert command in capsys.readouterr().out

@@ -69,7 +69,9 @@ def test_measures_equal_those_by_masks(size):
         places = np.argwhere(mask)
         assert found.sizes[row] == len(places)
         assert found.sums[row].tolist() == places.sum(axis=0).tolist()
-        low, high = (places.min(0), places.max(0)) if len(places) else (np.array(size), np.full(len(size), -1))
+        low, high = (
+            (places.min(0), places.max(0)) if len(places) else (np.array(size), np.full(len(size), -1))
+        )
         assert found.lowest[row].tolist() == low.tolist()
         assert found.highest[row].tolist() == high.tolist()
         np.testing.assert_allclose(found.intensities[row], image[:, mask].sum(axis=1), rtol=1e-5)

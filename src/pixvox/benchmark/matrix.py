@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pixvox.processes import context_with, run_alone
 from pixvox.errors import ConfigError
 from pixvox.models import create_model, list_backbones, list_heads, part_class
+from pixvox.processes import context_with, run_alone
 from pixvox.structures import Instances, Segmentation
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ REFUSALS: dict[tuple[str, int | str], str] = {
 """Heads that do not exist for a number of axes, or over a backbone, and why."""
 
 OPTIONS: dict[tuple[str, int], dict[str, Any]] = {("maskrcnn", 3): {"detections_per_image": 100}}
-"""Options of some heads: a network that has learned nothing finds a thousand objects in noise, and gives each a mask."""
+"""Options of some heads: a network that has learned nothing finds a thousand objects in noise, each with a mask."""
 
 
 @dataclass(frozen=True)

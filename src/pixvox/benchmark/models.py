@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixvox.processes import context_with, run_alone
 from pixvox.errors import ConfigError, PixvoxError
 from pixvox.files import whole_file
 from pixvox.models import create_model, list_heads, split_name
+from pixvox.processes import context_with, run_alone
 from pixvox.training.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:

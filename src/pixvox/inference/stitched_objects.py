@@ -87,23 +87,29 @@ class StitchedObjects:
     def labels(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """Return a block's voxels as places in a list of ids, 0 for none, and that list."""
         own = self._numbers(block)
-        fills = self.fills[np.searchsorted(self.fills[:, 0], [block.number, block.number + 1])[0] :]
-        fills = fills[: np.searchsorted(fills[:, 0], block.number, side="right"), 1]
-        present = np.unique(np.concatenate([own, self.ids[fills]]))
+        start, end = np.searchsorted(self.fills[:, 0], [block.number, block.number + 1])
+        overlooked = self.fills[start:end, 1]
+        present = np.unique(np.concatenate([own, self.ids[overlooked]]))
         present = present[present > 0]
         canvas = np.zeros(tuple(part.stop - part.start for part in block.core), dtype=np.uint32)
         for place, labels in self.store.pieces(block, block.core):
             paint(canvas[within(place, block.core)], labels, _places(own, present))
-        for other in self.blocks.neighbours(block) if len(fills) else ():
-            first, last = self.starts[other.number : other.number + 2]
-            chosen = fills[(fills >= first) & (fills < last)]
-            if len(chosen):
-                numbers = np.zeros(last - first + 1, dtype=np.int64)
-                numbers[chosen - first + 1] = self.ids[chosen]
-                region = intersection(block.core, other.kept) or block.core
-                part = canvas[within(region, block.core)]
-                paint(part, self.store.read(other, region), _places(numbers, present), only_background=True)
+        if len(overlooked):
+            self._fill(canvas, block, overlooked, present)
         return canvas, present
+
+    def _fill(self, canvas: np.ndarray, block: Block, overlooked: np.ndarray, present: np.ndarray) -> None:
+        """Paint what neighbours found into the background of a block that overlooked it."""
+        for other in self.blocks.neighbours(block):
+            first, last = self.starts[other.number : other.number + 2]
+            chosen = overlooked[(overlooked >= first) & (overlooked < last)]
+            region = intersection(block.core, other.kept)
+            if len(chosen) == 0 or region is None:
+                continue
+            numbers = np.zeros(last - first + 1, dtype=np.int64)
+            numbers[chosen - first + 1] = self.ids[chosen]
+            part = canvas[within(region, block.core)]
+            paint(part, self.store.read(other, region), _places(numbers, present), only_background=True)
 
     def label_map(self) -> Integer[np.ndarray, "*size"]:
         """Return the ids of the whole volume, in memory."""
