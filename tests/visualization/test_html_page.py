@@ -109,7 +109,7 @@ def test_pictures_hold_every_few_voxels_exactly(tmp_path, size):
     page = made(tmp_path, image, labels, max_side=20, max_slices=3)
     volume = (1, *size)[-3:]
     steps = tuple(page.content["steps"])
-    assert steps == tuple(-(-n // most) for n, most in zip(volume, (3, 20, 20), strict=True))
+    assert steps == ((2, 2, 2) if len(size) == 3 else (1, 3, 3))  # pixels of a slice stay square
     thin = tuple(slice(None, None, step) for step in steps)
     assert np.array_equal(page.labels(), labels.reshape(volume)[thin])
     shown = image.reshape(volume)[thin]
@@ -195,7 +195,7 @@ def test_objects_too_small_for_the_page_keep_their_place(tmp_path):
     labels[3, 11, 7] = 1
     table = [{"id": 1, "centroid_x": 7.5, "centroid_y": 11.5, "centroid_z": 3.5}, {"id": 2}]
     page = made(tmp_path, labels, labels, table, max_side=10)
-    assert not page.labels().any() and page.content["steps"] == [1, 4, 5]
+    assert not page.labels().any() and page.content["steps"] == [1, 5, 5]
     assert page.content["places"] == [[3, 2, 1], None]
 
 
