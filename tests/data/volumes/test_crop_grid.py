@@ -6,7 +6,7 @@ import pytest
 from pixvox.data.volumes.crop_grid import CropGrid
 from pixvox.errors import ConfigError
 
-SIZES = [((9, 23, 17), (4, 8, 5)), ((16, 16, 16), (8, 4, 16)), ((23, 17), (8, 5))]
+SIZES = [((11, 23, 17), (4, 8, 5)), ((16, 16, 16), (8, 4, 16)), ((23, 17), (8, 5))]
 
 
 def starts(grid):
