@@ -85,7 +85,10 @@ def test_any_sql_chooses_crops_and_empty_ones_are_left_out(made):
     assert catalogue.volumes[1].flags == {"grade": 1, "mask type": None}
 
 
-@pytest.mark.parametrize("where", ["grad > 2", "grade >", "1); DROP TABLE crops; --", "grade > 2; SELECT 1"])
+@pytest.mark.parametrize(
+    "where",
+    ["grad > 2", "grade >", "json_extract(path, '$') > 1", "1); DROP TABLE crops; --", "grade > 2; SELECT 1"],
+)
 def test_what_is_no_condition_is_refused_with_the_columns(made, where):
     with pytest.raises(DataError, match=r"where: .*grade, mask type"):
         Catalogue(made).select(where)
@@ -203,6 +206,17 @@ def test_other_processes_open_it_for_themselves(made):
     child.start()
     assert answers.get(timeout=60) == (False, content(catalogue))
     child.join()
+
+
+def test_a_process_that_begins_later_notices_that_crops_have_other_numbers(tmp_path):
+    write_volumes(tmp_path, count=2)
+    build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP)
+    used = Catalogue(tmp_path / "c.sqlite")
+    before = content(Catalogue(tmp_path / "c.sqlite"))
+    build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP, overlap=0.5)
+    assert content(used) == before
+    with pytest.raises(DataError, match="was made again, with other volumes or crops, .* start it again"):
+        pickle.loads(pickle.dumps(used)).crops([1])
 
 
 def _read_until(done, path, known, answers):

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ class CropObjects:
 
 
 class Catalogue:
-    """Read a catalogue; every process opens it for itself, when it first asks for crops.
+    """Read a catalogue; each further process opens it for itself, when it first asks for crops.
 
     Args:
         path: The file.
@@ -199,14 +199,16 @@ class Catalogue:
     def __init__(self, path: str | Path, root: str | Path | None = None) -> None:
         self.path = Path(path)
         check_file(self.path)
-        with _reading(self.path), closing(connect(self.path)) as connection:
+        connection = connect(self.path)
+        with _reading(self.path):
             self.settings = dict(connection.execute("SELECT name, value FROM settings"))
             self.options: dict[str, Any] = json.loads(self.settings["options"])
             self.root = Path(root) if root is not None else self.path.parent / self.settings["root"]
             self.spatial_dims = len(self.options["size"])
             self.volumes = {row["volume_id"]: self._volume(row) for row in _rows(connection, "volumes")}
             self._length = connection.execute("SELECT sum(crop_count) FROM volumes").fetchone()[0]
-        self._connection = Handle(connect, self.path)
+        keys = [volume.key for volume in self.volumes.values()]
+        self._connection = Handle(_connect_again, self.path, keys, opened=connection)
 
     def __len__(self) -> int:
         return int(self._length)
@@ -227,13 +229,13 @@ class Catalogue:
             f"SELECT crop_id FROM crops JOIN volumes USING (volume_id) WHERE {' AND '.join(conditions) or 1}"
         )
         connection = self._connection()
-        try:
-            rows = connection.execute(f"{query} ORDER BY crop_id")
-        except (sqlite3.OperationalError, sqlite3.ProgrammingError, sqlite3.Warning) as error:
-            columns = ", ".join(self.columns())
-            raise DataError(f"where: {where}: {error}; it takes SQL on the columns {columns}") from error
         with _reading(self.path):
-            return np.fromiter((number for (number,) in rows), dtype=np.int64)
+            try:
+                rows = connection.execute(f"{query} ORDER BY crop_id")
+                return np.fromiter((number for (number,) in rows), dtype=np.int64)
+            except (sqlite3.OperationalError, sqlite3.ProgrammingError, sqlite3.Warning) as error:
+                columns = ", ".join(self.columns())
+                raise DataError(f"where: {where}: {error}; it takes SQL on the columns {columns}") from error
 
     def columns(self) -> list[str]:
         """Return the names that ``where`` may use."""
@@ -335,6 +337,23 @@ def connect(path: Path) -> sqlite3.Connection:
     mode = "mode=ro" if os.access(path.parent, os.W_OK) else "immutable=1"
     connection = sqlite3.connect(file_uri(path, mode), uri=True, check_same_thread=False)
     connection.execute("PRAGMA cache_size = -65536")  # KiB; a million crops fit in
+    return connection
+
+
+def _connect_again(path: Path, keys: list[str]) -> sqlite3.Connection:
+    """Open a catalogue that is in use already; what another process knows of it must still hold.
+
+    Raises:
+        DataError: If another one has taken its place, in which crops have other numbers.
+    """
+    connection = connect(path)
+    with _reading(path):
+        now = [key for (key,) in connection.execute("SELECT key FROM volumes ORDER BY volume_id")]
+    if now != keys:
+        raise DataError(
+            f"the catalogue {path} was made again, with other volumes or crops, since this program began to use it; "
+            "start it again"
+        )
     return connection
 
 
