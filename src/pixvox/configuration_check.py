@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from pixvox.errors import ConfigError
 from pixvox.signatures import Signature, describe, example, fits, locate, nearest, signature
@@ -140,6 +140,19 @@ def _check_node(node: Any, path: str) -> None:
         _check_node(node._get_node(name), key)
 
 
+def _refers_to_missing(node: DictConfig, name: str) -> bool:
+    """Tell whether a value, or part of it, is that of a key which the user has yet to give; it is asked for there."""
+    try:
+        value = OmegaConf.select(node, name)
+        if OmegaConf.is_config(value):
+            OmegaConf.to_container(value, resolve=True)
+    except InterpolationToMissingValueError:
+        return True
+    except OmegaConfBaseException:
+        return False
+    return False
+
+
 def _check_argument(node: DictConfig, name: str, key: str, takes: Signature) -> None:
     if name not in takes.annotations:
         if takes.open:
@@ -147,6 +160,8 @@ def _check_argument(node: DictConfig, name: str, key: str, takes: Signature) -> 
         raise ConfigError(f"{key}: {node._target_} takes no {name!r}; {nearest(name, takes.annotations)}")
     raw = node._get_node(name)
     interpolated = raw is not None and raw._is_interpolation()
+    if _refers_to_missing(node, name):
+        return
     value = _value(node, name)
     if _holds_target(value) or OmegaConf.is_missing(node, name):
         return
