@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -453,4 +454,4 @@ def _rows(connection: sqlite3.Connection, table: str) -> list[dict[str, Any]]:
 
 
 def _flat(rows: list[tuple[int, ...]]) -> Int[np.ndarray, " values"]:
-    return np.array(rows, dtype=np.int64).reshape(-1)
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64)
