@@ -2,6 +2,12 @@
 
 import csv
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +15,7 @@ import torch
 import zarr
 from filelock import FileLock
 
+import truth_predictor
 from label_maps import one_to_one, random_objects
 from pixvox.data.volumes.ome_zarr import create_ome_zarr
 from pixvox.data.volumes.open import open_volume
@@ -109,8 +116,11 @@ def test_processes_write_the_same_bytes(tmp_path, volume):
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_bytes(tmp_path, volume):
+def test_ray_writes_the_same_bytes(tmp_path, volume, monkeypatch):
     pytest.importorskip("ray")
+    # Ray's workers import the predictor by its name, as users' own modules.
+    here = str(Path(truth_predictor.__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
     one, other = tmp_path / "one", tmp_path / "other"
     predict_objects(TruthPredictor(), volume, one, "cells", TILE)
     predict_objects(TruthPredictor(), volume, other, "cells", TILE, engine=engine("ray", 2))
@@ -127,6 +137,39 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, volume):
     rest = TruthPredictor()
     predict_objects(rest, volume, other, "cells", TILE)
     assert rest.windows == whole.windows - 5
+    assert _bytes(one) == _bytes(other)
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from pixvox.data.volumes.open import open_volume
+from pixvox.inference.volume_prediction import BlockOptions, predict_volume
+from truth_predictor import TruthPredictor
+
+class Slow(TruthPredictor):
+    def predict_samples(self, samples):
+        time.sleep(0.3)
+        return super().predict_samples(samples)
+
+predict_volume(Slow(), open_volume(sys.argv[1]), Path(sys.argv[2]), "cells", BlockOptions((16, 20, 24)))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, volume):
+    one, other = tmp_path / "one", tmp_path / "other"
+    predict_objects(TruthPredictor(), volume, one, "cells", TILE)
+    here = str(Path(truth_predictor.__file__).parent)
+    command = [sys.executable, "-c", SLOW_RUN, volume.source, str(other)]
+    run = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": here})
+    while len(list(other.glob(".cells.tiles/*.tile"))) < 3 and run.poll() is None:
+        time.sleep(0.05)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    rest = TruthPredictor()
+    predict_objects(rest, volume, other, "cells", TILE)
+    assert rest.windows < len(Blocks(SIZE, TILE))
     assert _bytes(one) == _bytes(other)
 
 

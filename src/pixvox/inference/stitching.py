@@ -109,7 +109,7 @@ def number(pieces: Pieces, objects: Int[np.ndarray, " pieces"]) -> Int[np.ndarra
     """Return for each piece the id that its object has in the volume: 1 and up without gaps, 0 to leave it out.
 
     A block knows its own voxels best. An object stays when at least half of it lies in blocks that found it; the rest
-    may lie in blocks that overlooked it. What lies mostly where others, who saw it better, found something else is a
+    may lie in blocks that overlooked it. What lies mostly where others, who saw it better, did not find it is a
     fragment that a border has cut.
 
     Args:
