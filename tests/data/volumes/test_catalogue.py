@@ -4,6 +4,7 @@ import pickle
 import shutil
 import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,15 @@ def changed(made, tmp_path, change):
     return copy
 
 
+def test_damaged_facts_of_crops_are_named_with_the_repair(made, tmp_path):
+    copy = changed(made, tmp_path, lambda data: None)
+    with closing(sqlite3.connect(copy)) as connection, connection:
+        connection.execute("UPDATE packed SET crops = (SELECT crops FROM packed WHERE volume_id = 1)")
+        connection.execute("UPDATE packed SET crops = substr(crops, 1, 9) WHERE volume_id = 3")
+    with pytest.raises(DataError, match=r"damaged \(packed crops.*pixvox data index FOLDER --out"):
+        Catalogue(copy).crops([1])
+
+
 def test_many_crops_are_found_by_one_query_in_the_order_asked_for(made):
     catalogue = Catalogue(made)
     queries = []
@@ -45,6 +55,12 @@ def test_many_crops_are_found_by_one_query_in_the_order_asked_for(made):
     ids[4] = ids[7]
     crops, objects = catalogue.crops(ids), catalogue.objects(ids)
     assert len(queries) == 2
+    by_hand = catalogue._connection().execute(
+        "SELECT crop_id, volume_id, z0, y0, x0, objects, foreground FROM crops ORDER BY 1"
+    )
+    every = catalogue.crops(range(1, len(catalogue) + 1))
+    assert np.column_stack(list(vars(every).values())).tolist() == [list(row) for row in by_hand]
+    assert every.ids.dtype == every.starts.dtype == np.int64
     for i, number in enumerate(ids.tolist()):
         alone = catalogue.crops([number])
         assert [part[i].tolist() for part in vars(crops).values()] == [
@@ -90,7 +106,7 @@ def test_any_sql_chooses_crops_and_empty_ones_are_left_out(made):
     ["grad > 2", "grade >", "json_extract(path, '$') > 1", "1); DROP TABLE crops; --", "grade > 2; SELECT 1"],
 )
 def test_what_is_no_condition_is_refused_with_the_columns(made, where):
-    with pytest.raises(DataError, match=r"where: .*grade, mask type"):
+    with pytest.raises(DataError, match=r"^where: .*grade, mask type"):
         Catalogue(made).select(where)
     assert len(Catalogue(made).select()) > 0
 

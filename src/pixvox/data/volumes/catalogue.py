@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from pixvox.data.readers.handle import Handle
 from pixvox.data.volumes.file_state import file_state
+from pixvox.data.volumes.packed_crops import unpack_crops
 from pixvox.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x70787663
 """Marks the file in its header (``pxvc``), as SQLite provides for."""
 
@@ -61,6 +62,10 @@ CREATE TABLE crops(
     objects INTEGER,             -- NULL where the volume has no labels
     foreground INTEGER           -- elements of these objects
 );
+CREATE TABLE packed(             -- the same as crops, for programs: pixvox.data.volumes.packed_crops
+    volume_id INTEGER PRIMARY KEY,
+    crops BLOB NOT NULL
+);
 CREATE TABLE instances(          -- boxes are half-open, in the frame of their crop
     crop_id INTEGER NOT NULL,
     instance_id INTEGER NOT NULL,
@@ -75,7 +80,6 @@ CREATE TABLE instances(          -- boxes are half-open, in the frame of their c
 ) WITHOUT ROWID;
 """
 
-_CROP = "crop_id, volume_id, z0, y0, x0, ifnull(objects, -1), ifnull(foreground, 0)"
 _INSTANCE = "crop_id, instance_id, x0, y0, z0, x1, y1, z1, voxels"
 RESERVED = {
     "volume_id", "path", "label_path", "experiment", "split", "depth", "height", "width", "channels", "dtype", "axes",
@@ -210,6 +214,10 @@ class Catalogue:
             self._length = connection.execute("SELECT sum(crop_count) FROM volumes").fetchone()[0]
         keys = [volume.key for volume in self.volumes.values()]
         self._connection = Handle(_connect_again, self.path, keys, opened=connection)
+        self._facts: Int32[np.ndarray, "n 6"] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_facts": None}  # another process reads them for itself
 
     def __len__(self) -> int:
         return int(self._length)
@@ -245,20 +253,19 @@ class Catalogue:
         return [column[0] for column in cursor.description]
 
     def crops(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Crops:
-        """Return crops in the order in which they are asked for, with one query for all of them.
+        """Return crops in the order in which they are asked for.
+
+        The first call reads the facts of all crops, 24 bytes of each; after that a look-up takes no query.
 
         Raises:
             DataError: If there is no such crop.
         """
         wanted = np.asarray(ids, dtype=np.int64)
-        rows = self._of_crops(_CROP, "crops", wanted).reshape(-1, 7)
-        places = np.searchsorted(rows[:, 0], wanted)
-        known = places < len(rows)
-        known[known] = rows[places[known], 0] == wanted[known]
+        known = (wanted > 0) & (wanted <= len(self))
         if not known.all():
             raise DataError(f"{self.path} has no crop {wanted[~known][0]}; it has 1 to {len(self)}")
-        rows = rows[places]
-        return Crops(rows[:, 0], rows[:, 1], rows[:, 5 - self.spatial_dims : 5], rows[:, 5], rows[:, 6])
+        rows = self._all_facts().take(wanted - 1, axis=0).astype(np.int64)
+        return Crops(wanted, rows[:, 0], rows[:, 4 - self.spatial_dims : 4], rows[:, 4], rows[:, 5])
 
     def volumes_of(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Return the number of the volume of each crop, without a query."""
@@ -267,7 +274,7 @@ class Catalogue:
 
     def objects(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> CropObjects:
         """Return the objects of crops, with one query for all of them."""
-        rows = self._of_crops(_INSTANCE, "instances", np.asarray(ids, dtype=np.int64)).reshape(-1, 9)
+        rows = self._objects_of(np.asarray(ids, dtype=np.int64)).reshape(-1, 9)
         sides = [2 + axis for axis in range(self.spatial_dims)]
         sides += [5 + axis for axis in range(self.spatial_dims)]
         return CropObjects(rows[:, 0], rows[:, 1], rows[:, sides], rows[:, 8])
@@ -292,18 +299,32 @@ class Catalogue:
         """Return what has changed on the disk since the catalogue was made, a line for each volume."""
         return [change for volume in self.volumes.values() if (change := volume.changed())]
 
-    def _of_crops(self, columns: str, table: str, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
-        """Return all values of rows with such crops, ordered by crop."""
-        numbers = np.unique(ids)
+    def _all_facts(self) -> Int32[np.ndarray, "n 6"]:
+        """Return volume, ``z0 y0 x0``, objects and foreground of every crop."""
+        if self._facts is None:
+            connection = self._connection()
+            with _reading(self.path):
+                facts = np.empty((len(self), 6), dtype=np.int32)
+                for number, blob in connection.execute("SELECT volume_id, crops FROM packed"):
+                    own = self.volumes[number].crops
+                    facts[own.start - 1 : own.stop - 1, 0] = number
+                    facts[own.start - 1 : own.stop - 1, 1:] = unpack_crops(blob)
+            np.maximum(facts[:, 5], 0, out=facts[:, 5])  # foreground that is not known
+            self._facts = facts
+        return self._facts
+
+    def _objects_of(self, crops: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+        """Return all values of the objects of crops, ordered by crop."""
+        numbers = np.unique(crops)
         connection, values = self._connection(), []
         with _reading(self.path):
             if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1:  # side by side: twice as fast
                 bounds = (int(numbers[0]), int(numbers[-1]))
-                query = f"SELECT {columns} FROM {table} WHERE crop_id BETWEEN ? AND ?"
+                query = f"SELECT {_INSTANCE} FROM instances WHERE crop_id BETWEEN ? AND ?"
                 return _flat(connection.execute(query, bounds).fetchall())
             for first in range(0, len(numbers), _MOST_AT_ONCE):
                 part = numbers[first : first + _MOST_AT_ONCE].tolist()
-                query = f"SELECT {columns} FROM {table} WHERE crop_id IN ({','.join('?' * len(part))})"
+                query = f"SELECT {_INSTANCE} FROM instances WHERE crop_id IN ({','.join('?' * len(part))})"
                 values.append(_flat(connection.execute(query, part).fetchall()))
         return np.concatenate(values) if values else np.zeros(0, dtype=np.int64)
 
@@ -441,7 +462,9 @@ def _reading(path: Path) -> Iterator[None]:
     """Name the file when SQLite finds it damaged."""
     try:
         yield
-    except (sqlite3.DatabaseError, KeyError, json.JSONDecodeError) as error:
+    except DataError:
+        raise
+    except (sqlite3.DatabaseError, KeyError, ValueError) as error:
         raise DataError(
             f"the catalogue {path} is damaged ({error}); make it again: pixvox data index FOLDER --out {path} --force"
         ) from error

@@ -16,6 +16,7 @@ from pixvox.data.volumes.catalogue import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from pixvox.data.volumes.index_findings import Findings
 from pixvox.data.volumes.index_source import Entry, flag_columns, flag_values, quoted
 from pixvox.data.volumes.index_volume import IndexOptions, VolumeHeader
+from pixvox.data.volumes.packed_crops import pack_crops
 
 Volume = tuple[Entry, VolumeHeader]
 
@@ -104,6 +105,9 @@ def _take_over(connection: sqlite3.Connection, volume: int, number: int, first: 
         "WHERE crop_id BETWEEN ? AND ? ORDER BY crop_id, instance_id",
         (move, *bounds),
     )
+    connection.execute(
+        "INSERT INTO packed SELECT ?, crops FROM old.packed WHERE volume_id = ?", (number, volume)
+    )
     return count, intensity
 
 
@@ -130,6 +134,8 @@ def _add(
             "UPDATE crops SET objects = NULL, foreground = NULL WHERE volume_id = ? AND objects < 0",
             (number,),
         )
+    packed = pack_crops(np.column_stack([starts, crops[:, 1:]]))
+    connection.execute("INSERT INTO packed VALUES(?, ?)", (number, packed))
     objects[:, 0] += first
     _insert(connection, "instances", objects)
     return len(crops)
