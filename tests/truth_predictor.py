@@ -22,7 +22,7 @@ class TruthModel:
 class TruthPredictor:
     """Finds what its images show; ``fails_at`` counts down windows until it raises."""
 
-    resize, score_threshold, precision = "none", None, "fp32"
+    resize, resample, image_spacing, score_threshold, precision = "none", None, None, None, "fp32"
     procedure = SimpleNamespace(clean_up=None, options={})
 
     def __init__(self, spatial_dims=3, size_divisor=1, fails_at=None):

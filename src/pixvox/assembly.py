@@ -66,7 +66,7 @@ def build_segmenter(config: DictConfig, metadata: Metadata) -> Segmenter:
     parts = {name: plain[name] for name in PARTS}
     facts = {name: plain[name] for name in ("spatial_dims", "in_channels", "num_classes")}
     names = list(metadata.class_names)
-    own = {"class_names": names, "inference": inference(plain), **_patch(plain)}
+    own = {"class_names": names, "inference": inference(plain, metadata.unit), **_patch(plain)}
     model = Segmenter.from_config({**facts, **own, **parts})
     Procedure.of(model)  # a wrong option is refused before anything is trained
     return model
@@ -79,16 +79,20 @@ def _patch(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"patch": size} if whole and size is not None else {}
 
 
-def inference(config: Mapping[str, Any]) -> dict[str, Any]:
+def inference(config: Mapping[str, Any], unit: str = "um") -> dict[str, Any]:
     """Return how predict is to treat images: as the configuration says, else as they are evaluated.
 
     Args:
         config: A resolved configuration.
+        unit: Of the spacing of the data.
     """
     from pixvox.inference.procedure import merged
 
     given = dict(config.get("inference") or {})
-    steps = (config.get("transforms") or {}).get("evaluation")
+    transforms = config.get("transforms") or {}
+    if given.get("spacing") is None and transforms.get("spacing") is not None:
+        given.update(spacing=transforms["spacing"], spacing_unit=unit)
+    steps = transforms.get("evaluation")
     if given.get("resize") is None and steps and str(steps.get("_target_", "")).endswith("resize.Resize"):
         given.update(resize=steps.get("mode", "fit"), size=steps["size"], max_size=steps.get("longest"))
     return merged({}, given)

@@ -191,7 +191,7 @@ def build_procedure(model: Segmenter, config: DictConfig) -> Procedure:
     if sizes:
         raise ConfigError(
             f"inference.{sizes[0]} is for predict; an evaluation resizes as its transforms say, such as transforms=fit "
-            "image_size=512"
+            "image_size=512, or transforms.spacing=[2,0.5,0.5]"
         )
     return Procedure.of(model, given)
 
@@ -218,7 +218,8 @@ def prepare(
     from pixvox.weights import load
 
     model = load(run)
-    config = evaluation_config(run, data, overrides, config_dir)
+    spacing = (model.config.get("inference") or {}).get("spacing")
+    config = evaluation_config(run, data, overrides, config_dir, spacing)
     datamodule = build_datamodule(config)
     metadata = datamodule.metadata
     check_task(model.task, metadata, model.head.known_tasks())
@@ -239,8 +240,16 @@ def evaluation_config(
     data: str | Path | None = None,
     overrides: Sequence[str] = (),
     config_dir: str | Path | None = None,
+    spacing: float | Sequence[float] | None = None,
 ) -> DictConfig:
     """Return the configuration of data and metrics: the run's own, or composed for other data.
+
+    Args:
+        run: Of the model.
+        data: As for ``evaluate``.
+        overrides: As for ``evaluate``.
+        config_dir: As for ``evaluate``.
+        spacing: To which images are resampled, where the overrides say nothing else.
 
     Raises:
         ConfigError: If there is neither a run with a configuration nor other data.
@@ -251,6 +260,8 @@ def evaluation_config(
         for key in ("image_size", "seed", "class_agnostic")
         if own is not None and own.get(key) is not None
     ]
+    if spacing:
+        sizes.append(override("transforms.spacing", spacing))
     chosen = data_overrides(data, overrides) if data is not None else []
     chooses = data is not None or any(text.startswith("data=") for text in overrides)
     config = compose("evaluate", [*sizes, *chosen, *overrides], config_dir)
@@ -261,6 +272,8 @@ def evaluation_config(
     given = {text.partition("=")[0]: text for text in overrides}
     with open_dict(config):
         config.data = own["data"]
+        if "transforms.spacing" in given:
+            config.data.spacing = config.transforms.spacing
         for key in ("batch_size", "num_workers", "num_labeled_images"):
             if key in given and key in config.data:
                 config.data[key] = config[key]

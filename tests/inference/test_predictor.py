@@ -291,3 +291,42 @@ def test_axes_rule():
         assert channels_first(np.zeros(shape), 2, channels).shape == expected
     assert channels_first(np.zeros((4, 5, 6)), 3, 1).shape == (1, 4, 5, 6)
     assert channels_first(np.zeros((4, 5, 6, 2)), 3, 2).shape == (2, 4, 5, 6)
+
+
+def test_images_of_another_spacing_are_seen_at_that_of_the_training_and_come_back_in_their_own_grid(tmp_path):
+    model = Threshold(divisor=1)
+    model.config["inference"] = {"spacing": [1.0, 0.5], "spacing_unit": "um"}
+    result = predict(model, picture(), image_spacing=[0.5, 0.5])
+    assert model.seen[-1][0][2:] == (5, 14)
+    assert found(result).shape == result.geometry.original_size == (10, 14)
+    assert result.geometry.spacing == pytest.approx((0.5, 0.5))
+    assert found(result)[:, 5].tolist() == [False] * 2 + [True] * 4 + [False] * 4  # rows come in pairs
+    assert np.array_equal(found(predict(model, picture(), image_spacing=[1.0, 0.5])), EXPECTED)
+    import zarr
+
+    stored = zarr.create_array(str(tmp_path / "v.zarr"), shape=(10, 14), dtype=np.uint8)
+    stored[...] = picture()
+    stored.attrs["spacing"] = [2.0, 1.0]
+    result = predict(model, stored)  # an array knows its own
+    assert model.seen[-1][0][2:] == (20, 28)
+    assert np.array_equal(found(result), EXPECTED)
+    predict(model, picture(), image_spacing=[1.0, 0.5], resize="fit", size=7)
+    assert model.seen[-1][0][2:] == (5, 7)
+    result = predict(model, picture(), image_spacing=[0.5, 0.5], resize="shortest", size=10)
+    assert (model.seen[-1][0][2:], found(result).shape) == ((10, 28), (10, 14))
+
+
+def test_an_image_without_spacing_is_refused_with_the_option_that_gives_it():
+    model = Threshold()
+    model.config["inference"] = {"spacing": [1.0, 0.5], "spacing_unit": "mm"}
+    with pytest.raises(DataError, match=r"inference\.image_spacing=.*inference\.spacing=0"):
+        predict(model, picture())
+    assert np.array_equal(found(predict(model, picture(), spacing=0)), EXPECTED)
+    assert predict(model, picture(), image_spacing=[1, 0.5]).geometry.unit == "mm"
+    for options, message in (
+        ({"spacing": [1.0]}, "inference.spacing: .* 1 axes, the images have 2"),
+        ({"image_spacing": [1.0, 0.0]}, "inference.image_spacing: .* above 0"),
+        ({"spacing_unit": "inch"}, "um or mm"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            predict(model, picture(), **options)

@@ -10,7 +10,7 @@ from pixvox.data.collate import Collate
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
 from pixvox.errors import ConfigError
-from pixvox.evaluation import build_procedure, evaluate
+from pixvox.evaluation import build_procedure, evaluate, evaluation_config
 from pixvox.inference.predictor import predict
 from pixvox.inference.procedure import Procedure
 from pixvox.methods.supervised import Supervised
@@ -90,6 +90,31 @@ def test_options_of_a_training_are_checked_and_kept_with_the_model():
     config.inference.tta.flips = [-3]
     with pytest.raises(ConfigError, match="the axes of images are -1, -2"):
         build_segmenter(config, metadata)
+
+
+def test_the_spacing_of_a_training_is_kept_with_the_model_and_for_its_evaluation():
+    base = ["head=fcn", "backbone=simple", "neck=none", "data=shapes", "transforms.spacing=[2,0.5]"]
+    metadata = Metadata("semantic", 2, ("a", "b"), 3, unit="mm")
+    config = compose("train", base)
+    complete(config, metadata)
+    known = {"spacing": [2, 0.5], "spacing_unit": "mm"}
+    assert build_segmenter(config, metadata).config["inference"] == known
+    other = evaluation_config("nowhere", "shapes", spacing=known["spacing"])
+    assert list(other.data.spacing) == [2, 0.5]
+    assert (
+        evaluation_config("nowhere", "shapes", ["transforms.spacing=null"], spacing=[1]).data.spacing is None
+    )
+    with pytest.raises(ConfigError, match=r"inference\.spacing is for predict.*transforms\.spacing="):
+        build_procedure(pointwise(), OmegaConf.create({"inference": {"spacing": [1, 1]}}))
+
+
+def test_class_maps_of_resampled_images_come_back_in_their_own_grid():
+    model, size = pointwise(3), (6, 9, 14)
+    model.config["inference"] = {"spacing": [1.0, 1.0, 0.5], "spacing_unit": "um"}
+    for options in ({}, {"tile_size": 8}):
+        result = predict(model, noise(size), image_spacing=[2.0, 0.7, 0.5], **options)
+        assert result.class_map.shape == size
+        assert len(result.class_map.unique()) > 1
 
 
 @pytest.mark.slow

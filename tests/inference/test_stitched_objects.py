@@ -1,12 +1,18 @@
 """A network that finds the truth in every window gives the truth of the volume, however it is cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from label_maps import one_to_one, random_objects
+from pixvox.data.collate import Collate
+from pixvox.data.sample import Sample
 from pixvox.inference.blocks import Blocks
 from pixvox.inference.stitched_objects import StitchedObjects
+from pixvox.inference.stitched_tiles import StitchedTiles
 from pixvox.inference.tile_objects import TileObjects
 from pixvox.inference.tile_store import TileStore
 from pixvox.structures import Instances, Segmentation
@@ -118,3 +124,32 @@ def test_nothing_found_anywhere(tmp_path):
     found = StitchedObjects.of(blocks, store)
     assert len(found) == 0
     assert not _painted(found).any()
+
+
+class Bright:
+    """A stand-in for a segmenter: objects are what is bright and connected."""
+
+    size_divisor, class_names = (1, 1), ("cell",)
+
+    def parameters(self):
+        """Return what tells the device."""
+        return iter([torch.zeros(())])
+
+    def segment(self, batch):
+        """Return the objects of a batch of one image."""
+        labels, count = ndimage.label(batch.images[0, 0].numpy() > 0.5)
+        masks = Instances(masks=torch.from_numpy(labels)) if count else Instances.empty(labels.shape)
+        return [Segmentation(Instances(masks=masks.masks, scores=torch.full((count,), 0.5)))]
+
+
+def test_objects_of_tiles_of_a_resampled_image_are_given_in_its_own_grid():
+    image = torch.zeros(1, 20, 30)
+    image[:, 2:8, 2:28] = image[:, 12:18, 20:26] = 1
+    image[:, 19, 0] = 1  # less than a pixel of the original
+    batch = Collate(1)([replace(Sample(image), original_size=(10, 15))])
+    result = StitchedTiles(Bright(), (12, 12))(batch, 0)
+    found = result.instances.masks
+    assert (found.size, len(found), len(result.instances.labels)) == ((10, 15), 2, 2)
+    expected = torch.zeros(10, 15, dtype=torch.bool)
+    expected[1:4, 1:14] = expected[6:9, 10:13] = True
+    assert torch.equal(found.dense().any(dim=0), expected)

@@ -303,3 +303,27 @@ def test_clean_up_of_whole_images_is_refused(tmp_path, volume):
     predictor = Predictor(pointwise(3), clean_up={"min_area": 5})
     with pytest.raises(ConfigError, match="clean_up looks at whole images"):
         predict_objects(predictor, volume, tmp_path, "cells", TILE)
+
+
+def test_blocks_have_the_spacing_of_the_model_or_are_refused(tmp_path, volume):
+    model = pointwise(3)
+    for target, given, fits in (
+        ([2.0, 0.5, 0.5], None, True),
+        ([2e-3, 5e-4, 5e-4], None, False),
+        ([1.0, 0.5, 0.5], None, False),
+        ([1.0, 0.5, 0.5], [1.0, 0.5, 0.5], True),
+    ):
+        model.config["inference"] = {"spacing": target, "spacing_unit": "um"}
+        predictor = Predictor(model, image_spacing=given)
+        if fits:
+            result = predict_objects(predictor, volume, tmp_path / "out", "v", (24, 48, 56))
+            assert open_volume(result.labels).spacing == tuple(given or target)
+            assert open_volume(result.labels).size == SIZE
+        else:
+            with pytest.raises(
+                ConfigError,
+                match=r"that of .*v\.ome\.zarr is \(2\.0, 0\.5, 0\.5\) um; .*inference\.spacing=0",
+            ):
+                predict_objects(predictor, volume, tmp_path / "out", "v", (24, 48, 56))
+    model.config["inference"] = {"spacing": [2e-3, 5e-4, 5e-4], "spacing_unit": "mm"}
+    predict_objects(Predictor(model), volume, tmp_path / "out", "mm", (24, 48, 56))

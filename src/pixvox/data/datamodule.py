@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +23,9 @@ from pixvox.data.options import check_options
 from pixvox.data.relabel import class_agnostic as without_classes
 from pixvox.data.sampler import EpochSampler
 from pixvox.data.split import drawn_splits
-from pixvox.data.transforms.compose import Transform, geometric_part
-from pixvox.data.views import EvaluationView, TrainingView
+from pixvox.data.transforms.compose import Compose, Transform, geometric_part
+from pixvox.data.transforms.resample import Resample, spacing_per_axis
+from pixvox.data.views import EvaluationView, TrainingView, read_sample
 from pixvox.errors import DataError
 from pixvox.structures import Batch
 
@@ -52,6 +54,8 @@ class DataModule(LightningDataModule):
         strong_transforms: Makes the strong views of unlabelled images; these go through the steps of
             ``train_transforms`` that only move, cut or pad before. It moves nothing.
         eval_transforms: Deterministic steps, such as a resize; nothing when None.
+        spacing: Size of a pixel or voxel, one for all axes or per axis in array order, to which all images are
+            resampled before other transforms, in the unit of the first training image; None leaves them as they are.
         image_size: Training batches are padded to at least this size, one length or one per axis in array
             order.
         batch_size: Images per process and step.
@@ -111,6 +115,7 @@ class DataModule(LightningDataModule):
         cache: str | Path | bool | None = None,
         cache_type: Literal["source", "float16"] = "source",
         strong_transforms: Transform | None = None,
+        spacing: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if on_bad_sample not in ("raise", "skip"):
@@ -151,6 +156,10 @@ class DataModule(LightningDataModule):
             )
         self.train_transforms, self.eval_transforms = train_transforms, eval_transforms
         self.strong_transforms = strong_transforms
+        self.resample = None if spacing is None else _resample(train, spacing)
+        if self.resample is not None:
+            self.train_transforms = Compose([self.resample, train_transforms])
+            self.eval_transforms = Compose([self.resample, eval_transforms])
         self.strong_views = 0  # above 0, training goes over pairs of labelled and unlabelled batches
         self.image_size, self.size_divisor = image_size, size_divisor
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
@@ -162,8 +171,12 @@ class DataModule(LightningDataModule):
 
     @property
     def metadata(self) -> Metadata:
-        """Task, classes, channels and dimensions of the training data."""
-        return self.train.metadata
+        """Task, classes, channels and dimensions of the training data, and the spacing to which they are brought."""
+        known = self.train.metadata
+        if self.resample is None:
+            return known
+        steps = spacing_per_axis(self.resample.spacing, known.spatial_dims)
+        return replace(known, spacing=steps, unit=self.resample.unit or known.unit)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose order and augmentation of an epoch; Lightning's loops do so by themselves."""
@@ -288,6 +301,22 @@ class DataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
             persistent_workers=False,
         )
+
+
+def _resample(train: Dataset, spacing: float | Sequence[float]) -> Resample:
+    """Return what brings all images to a spacing, in the unit of the first one.
+
+    Raises:
+        DataError: If the spacing is none, or has another number of axes than the images.
+    """
+    try:
+        spacing_per_axis(spacing, train.metadata.spatial_dims)
+        first = read_sample(train, 0)
+        step = Resample(spacing, first.unit)
+    except ValueError as error:
+        raise DataError(f"transforms.spacing: {error}") from error
+    step.size_of(first)  # an image without a spacing is told before anything is trained
+    return step
 
 
 def _open_splits(

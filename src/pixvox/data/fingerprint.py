@@ -21,6 +21,7 @@ from pixvox.data.dataset import Dataset, seeded_subset
 from pixvox.data.images import read_image
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
+from pixvox.data.transforms.resample import Resample
 from pixvox.data.views import read_sample
 from pixvox.errors import DataError
 from pixvox.ops.boxes import box_iou
@@ -51,6 +52,8 @@ class Fingerprint:
         class_shares: Share of the objects (instance) or of the labelled pixels (semantic) by class name.
         spacing: Median size of a pixel or voxel, None when unknown.
         unit: Unit of ``spacing``.
+        spacing_ratio: How many times as long a pixel or voxel is in one image as in another, on the axis where they
+            differ most.
         channel_ranges: Lowest value, low percentile, high percentile and highest value of each channel.
         dtypes: Number types in the files.
         saturated: Share of the pixels that stand at the highest value of their image.
@@ -71,6 +74,7 @@ class Fingerprint:
     class_shares: dict[str, float] = field(default_factory=dict)
     spacing: tuple[float, ...] | None = None
     unit: str = "um"
+    spacing_ratio: float = 1.0
     channel_ranges: tuple[tuple[float, float, float, float], ...] = ()
     dtypes: tuple[str, ...] = ()
     saturated: float = 0.0
@@ -126,6 +130,7 @@ class Fingerprint:
             "image_sizes": _percentiles(self.image_sizes, (0, 50, 100)),
             "spacing": list(self.spacing) if self.spacing is not None else None,
             "unit": self.unit,
+            "spacing_ratio": round(self.spacing_ratio, 4),
             "channel_ranges": [list(limits) for limits in self.channel_ranges],
             "dtypes": list(self.dtypes),
             "saturated": self.saturated,
@@ -148,7 +153,11 @@ class Fingerprint:
 
 
 def read_fingerprint(
-    dataset: Dataset, most_images: int = MOST_IMAGES, seed: int = 0, most_seconds: float = MOST_SECONDS
+    dataset: Dataset,
+    most_images: int = MOST_IMAGES,
+    seed: int = 0,
+    most_seconds: float = MOST_SECONDS,
+    resample: Resample | None = None,
 ) -> Fingerprint:
     """Read a seeded subset of a dataset, within a limit of time.
 
@@ -157,6 +166,7 @@ def read_fingerprint(
         most_images: Images that are read at most.
         seed: Seed of the draw.
         most_seconds: No further image is begun after this time.
+        resample: Brings the images to the spacing that they are learned at.
 
     Raises:
         DataError: If no annotated image can be read.
@@ -177,7 +187,8 @@ def read_fingerprint(
             logger.info("fingerprint: %d of %d images", done, len(places))
             told = now
         try:
-            tally.add(read_sample(dataset, annotated[place]))
+            sample = read_sample(dataset, annotated[place])
+            tally.add(sample if resample is None else resample(sample, torch.Generator()))
         except DataError as error:
             tally.broken += 1
             logger.warning("left out of the fingerprint: %s", error)
@@ -299,6 +310,7 @@ class _Tally:
             class_shares=dict(zip(self.metadata.class_names, shares, strict=True)),
             spacing=spacing,
             unit=self.unit,
+            spacing_ratio=_spread(self.spacings),
             channel_ranges=tuple(tuple(float(v) for v in row) for row in ranges),  # type: ignore[misc]
             dtypes=dtypes,
             saturated=float(np.mean(self.saturated)),
@@ -306,6 +318,14 @@ class _Tally:
             broken=self.broken,
             seconds=seconds,
         )
+
+
+def _spread(spacings: list[tuple[float, ...]]) -> float:
+    """Return the largest ratio between two spacings on one axis."""
+    if not spacings:
+        return 1.0
+    steps = np.array(spacings)
+    return float((steps.max(axis=0) / steps.min(axis=0)).max())
 
 
 def _boxes_of(layer: Tensor, ids: Tensor) -> Tensor:

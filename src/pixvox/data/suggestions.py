@@ -26,6 +26,7 @@ _LARGEST_BATCH = 16  # beyond it a learning rate found for small batches no long
 _DATA_SHARE = 0.05  # of all pixels of the dataset that one batch may hold
 _MEMORY_SHARE = 0.6  # of the free memory that a step may take
 _SATURATED = 0.01
+_SPACINGS_DIFFER = 1.1  # of two images, on one axis
 _RARE = 0.01
 
 
@@ -279,6 +280,12 @@ def notes(facts: Fingerprint) -> list[str]:
         )
     if facts.broken:
         said.append(f"{facts.broken} images cannot be read and are not counted; pixvox data check names them")
+    if facts.spacing is not None and facts.spacing_ratio > _SPACINGS_DIFFER:
+        said.append(
+            f"{'pixels' if facts.spatial_dims == 2 else 'voxels'} are up to {facts.spacing_ratio:.2g} times as long in "
+            f"one image as in another: transforms.spacing=[{','.join(f'{step:g}' for step in facts.spacing)}] (the median, "
+            f"{facts.unit}) brings all to one size; after {NNUNET}"
+        )
     rare = [name for name, share in facts.class_shares.items() if share < _RARE]
     if rare and len(facts.class_shares) > 1:
         said.append(

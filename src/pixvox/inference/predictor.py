@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 
 from pixvox.data.collate import Collate
 from pixvox.data.sample import Sample
+from pixvox.data.transforms.resample import Resample, spacing_per_axis
 from pixvox.data.transforms.resize import Resize
-from pixvox.errors import ConfigError
+from pixvox.errors import ConfigError, DataError
 from pixvox.inference.inputs import is_many, samples
 from pixvox.inference.procedure import Procedure
 from pixvox.structures import Segmentation
@@ -39,6 +42,10 @@ class Predictor:
             with the rounding and the interpolation of torchvision's detection models.
         size: Target length in pixels or voxels, one for all axes or per axis in array order.
         max_size: Longest edge for ``"shortest"``, in pixels or voxels.
+        spacing: Size of a pixel or voxel, one for all axes or per axis in array order, to which images are resampled
+            before; 0 for none. Results are in the original grid.
+        spacing_unit: Unit of ``spacing`` and ``image_spacing``, ``"um"`` or ``"mm"``.
+        image_spacing: Size of a pixel or voxel of the images, whatever their files say.
         score_threshold: Lowest score of an instance, in [0, 1]; None for that of the head.
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast.
         batch_size: Images per forward pass; they are padded to one size.
@@ -55,6 +62,9 @@ class Predictor:
         resize: str | None = None,
         size: int | tuple[int, ...] | list[int] | None = None,
         max_size: int | None = None,
+        spacing: float | Sequence[float] | None = None,
+        spacing_unit: str | None = None,
+        image_spacing: float | Sequence[float] | None = None,
         score_threshold: float | None = None,
         precision: str = "fp32",
         batch_size: int = 1,
@@ -67,6 +77,11 @@ class Predictor:
         self.resize = resize or trained.get("resize") or "none"
         self.size = size if size is not None else trained.get("size")
         self.max_size = max_size if max_size is not None else trained.get("max_size")
+        self.spacing_unit = spacing_unit or trained.get("spacing_unit") or "um"
+        self.resample = self._resample(spacing if spacing is not None else trained.get("spacing"))
+        self.image_spacing = self._image_spacing(
+            image_spacing if image_spacing is not None else trained.get("image_spacing")
+        )
         self.score_threshold = score_threshold
         self.precision = precision
         self.batch_size = batch_size
@@ -118,6 +133,12 @@ class Predictor:
             finished.append(result)
         return finished
 
+    def without_resampling(self) -> Predictor:
+        """Return a predictor that does the same, but takes images at the spacing that they have."""
+        same = copy(self)
+        same.resample = None
+        return same
+
     def class_scores(self, images: Tensor, intensity_ranges: Tensor) -> Tensor:
         """Return logits ``(batch, classes, *spatial)`` of un-normalised pieces of images; see ``Scores``."""
         with self._ready():
@@ -136,8 +157,39 @@ class Predictor:
         ):
             yield
 
+    def _resample(self, spacing: float | Sequence[float] | None) -> Resample | None:
+        """Return what brings images to a spacing; None where they keep theirs."""
+        if spacing is None or spacing == 0:
+            return None
+        try:
+            spacing_per_axis(spacing, self.model.spatial_dims)
+            return Resample(spacing, self.spacing_unit)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"inference.spacing: {error}") from error
+
+    def _image_spacing(self, spacing: float | Sequence[float] | None) -> tuple[float, ...] | None:
+        """Return the spacing that images are said to have, per axis."""
+        if spacing is None:
+            return None
+        try:
+            Resample(spacing)  # refuses lengths of 0
+            return spacing_per_axis(spacing, self.model.spatial_dims)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"inference.image_spacing: {error}") from error
+
+    def _placed(self, sample: Sample) -> Sample:
+        """Return the sample with the spacing that it is said to have."""
+        if self.image_spacing is None:
+            return sample
+        return replace(sample, spacing=self.image_spacing, unit=self.spacing_unit)
+
     def _resized(self, sample: Sample) -> Sample:
         """Return the sample at the size that the model is given, with the way back."""
+        sample = self._placed(sample)
+        if self.resample is not None:
+            if sample.spacing is None:
+                raise DataError(missing_spacing(sample.source, self.resample))
+            sample = self.resample(sample, torch.Generator())
         if self.resize == "none" or self.size is None:
             return sample
         if self.resize == "shortest" and isinstance(self.size, int):
@@ -149,6 +201,15 @@ class Predictor:
 def predict(model: Segmenter, inputs: Any, **options: Any) -> Segmentation | list[Segmentation]:
     """Segment inputs; see ``Predictor`` for options and ``Predictor.__call__`` for inputs."""
     return Predictor(model, **options)(inputs)
+
+
+def missing_spacing(source: str, resample: Resample) -> str:
+    """Return what to tell of an image that cannot be resampled, because nobody knows its spacing."""
+    return (
+        f"{source or 'an image'} does not say how large its pixels or voxels are, but this model sees images at a "
+        f"spacing of {resample.spacing} {resample.unit}; give it as inference.image_spacing=[...] (image_spacing=... "
+        "in Python), one length per axis, or set inference.spacing=0 to segment the image as it is"
+    )
 
 
 def _resize_shortest(sample: Sample, size: int, max_size: int | None) -> Sample:
@@ -177,7 +238,7 @@ def _resize_shortest(sample: Sample, size: int, max_size: int | None) -> Sample:
         source=sample.source,
         index=sample.index,
         intensity_range=sample.intensity_range,
-        original_size=sample.size,
+        original_size=sample.original_size or sample.size,
     )
 
 

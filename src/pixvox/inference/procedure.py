@@ -29,7 +29,10 @@ Built = TypeVar("Built")
 BLOCK_OPTIONS = ("blocks", "engine", "workers", "probabilities")
 """Options of inference for what is written block by block; ``pixvox.inference.blockwise.Blockwise`` sees to them."""
 
-SIZES = ("resize", "size", "max_size")
+FILE_OPTIONS = ("table", "page")
+"""Options of inference for what ``pixvox predict`` writes, block by block or not."""
+
+SIZES = ("resize", "size", "max_size", "spacing", "spacing_unit", "image_spacing")
 """Options of inference that say at which size images come; ``Predictor`` sees to them, an evaluation's transforms
 do."""
 

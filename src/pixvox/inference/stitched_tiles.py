@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pixvox.data.transforms.resize import nearest
 from pixvox.errors import ConfigError
 from pixvox.inference.blocks import Block, Blocks
 from pixvox.inference.stitched_objects import StitchedObjects
 from pixvox.inference.tile_objects import TileObjects
 from pixvox.inference.tile_store import TileStore
 from pixvox.normalizer import intensity_range
-from pixvox.structures import Batch, Geometry, Instances, Segmentation
+from pixvox.structures import Batch, Geometry, Instances, Masks, Segmentation
 
 if TYPE_CHECKING:
     from pixvox.segmenter import Segmenter
@@ -48,16 +49,11 @@ class StitchedTiles:
     def __call__(self, batch: Batch, index: int) -> Segmentation:
         """Return the objects of one image of a batch of un-normalised images, on the CPU.
 
-        Raises:
-            ConfigError: If the image was resized: its objects have the size of tiles in the image as it is.
+        Where the image was resized, tiles are pieces of it as it is now, and each pixel or voxel of the original gets
+        the object of the nearest one.
         """
         geometry = batch.geometries[index]
         size = geometry.valid_size
-        if geometry.original_size != size:
-            raise ConfigError(
-                "objects are found in tiles of images as they are, but these were resized from "
-                f"{geometry.original_size} to {size}; use transforms=crops, or inference.resize=none for predict"
-            )
         image = batch.images[index][(slice(None), *(slice(0, length) for length in size))]
         known = batch.intensity_ranges
         limits = intensity_range(image[None]) if known is None else known[index][None]
@@ -69,10 +65,14 @@ class StitchedTiles:
                 store.save(block, tile.label_map, **tile.columns())
             found = StitchedObjects.of(blocks, store, self.join_iou)
             labels = torch.from_numpy(found.label_map())
+        if geometry.original_size != size:
+            labels = nearest(labels[None], geometry.original_size)[0]
+        present = labels.unique()  # the finest objects may lie between the pixels of a coarser original
+        present = present[present > 0].long()
         instances = Instances(
-            masks=labels if len(found) else Instances.empty(size).masks,
-            labels=torch.from_numpy(found.classes),
-            scores=torch.from_numpy(found.scores),
+            masks=Masks.from_label_map(labels, present),
+            labels=torch.from_numpy(found.classes)[present - 1],
+            scores=torch.from_numpy(found.scores)[present - 1],
         )
         return Segmentation(instances=instances, geometry=geometry, class_names=self.model.class_names)
 

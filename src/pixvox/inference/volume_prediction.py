@@ -18,6 +18,7 @@ import hashlib
 import logging
 import math
 import shutil
+from copy import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from pixvox.data.transforms.resample import MICROMETRES, spacing_per_axis
 
 from pixvox.errors import ConfigError, DataError
 from pixvox.files import whole_file
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pixvox")
 
+
+_SAME_SPACING = 0.01
+"""Share by which two spacings may differ to count as one."""
 
 @dataclass(frozen=True)
 class VolumePrediction:
@@ -128,7 +133,12 @@ def predict_volume(
         result = segment(predictor, volume, out / name, _Cut(blocks, store, limits), options)
         store.remove()
     return result
+    if predictor.image_spacing is not None:
+        volume = copy(volume)
+        volume.spacing, volume.unit = predictor.image_spacing, predictor.spacing_unit
 
+    if predictor.resample is not None:  # the volume has that spacing
+        predictor = predictor.without_resampling()
 
 @dataclass(frozen=True)
 class _Cut:
@@ -169,9 +179,9 @@ def _classes(
             new = _new_image(base, "probabilities", np.float16, volume, blocks, channels=model.num_classes)
             shares, shares_path = images.enter_context(new)
         counts = write_classes(blocks, store, array, shares, options.threads)
-    table = base.with_name(f"{base.name}_table.csv")
-    save_class_table(counts, model.class_names, table, volume.spacing, volume.unit)
-    return VolumePrediction(path, table, int((counts > 0).sum()), "semantic", shares_path)
+    columns = class_table(counts, model.class_names, volume.spacing, volume.unit)
+    table, page = files.save_table([columns]), files.save_page(path, rows_of(columns), model.class_names)
+    return VolumePrediction(path, table, int((counts > 0).sum()), "semantic", shares_path, page)
 
 
 def _means(work: FindScores, store: TileStore) -> ImageMeans | None:
@@ -234,10 +244,29 @@ def _made_with(
     """Return everything that the objects of a block depend on."""
     path = Path(volume.source)
     procedure = {key: value for key, value in predictor.procedure.options.items() if key != "join_iou"}
+    if predictor.resample is not None and not _has_spacing(volume, predictor):
+        wanted = spacing_per_axis(predictor.resample.spacing, model.spatial_dims)
+        shown = f"{volume.spacing} {volume.unit}" if volume.spacing is not None else "unknown"
+        raise ConfigError(
+            f"blocks are segmented as they are, but this model sees images at a spacing of {wanted} "
+            f"{predictor.spacing_unit} and that of {volume.source} is {shown}; predict it whole with "
+            "inference.blocks=false (and inference.tile_size=...), bring it to that spacing, or say inference.spacing=0 to "
+            "segment it as it is"
+        )
     changed = path.stat().st_mtime_ns if path.exists() else None
     return {
         "version": __version__,
         "weights": _digest(predictor.model),
+def _has_spacing(volume: Volume, predictor: Predictor) -> bool:
+    """Tell whether a volume has the spacing already at which the model sees images."""
+    if predictor.resample is None or volume.spacing is None:
+        return False
+    scale = MICROMETRES[volume.unit] / MICROMETRES[predictor.spacing_unit]
+    wanted = spacing_per_axis(predictor.resample.spacing, len(volume.size))
+    pairs = zip(volume.spacing, wanted, strict=True)
+    return all(math.isclose(step * scale, new, rel_tol=_SAME_SPACING) for step, new in pairs)
+
+
         "score_threshold": predictor.score_threshold,
         "precision": predictor.precision,
         "procedure": procedure,
@@ -254,34 +283,6 @@ def _digest(model: Segmenter) -> str:
         total.update(key.encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _chunk(length: int, longest: int) -> int:
-    """Return the length of chunks: the largest part of a block that is not too long."""
-    count = math.ceil(length / longest)
-    while length % count:
-        count += 1
-    return length // count
-
-
-@contextlib.contextmanager
-def _new_image(
-    base: Path, what: str, dtype: Any, volume: Volume, blocks: Blocks, **options: Any
-) -> Iterator[tuple[Any, Path]]:
-    """Give an array to be filled, and where it will be; at the end coarser levels are added and it gets its name."""
-    from pixvox.data.volumes.ome_zarr import build_pyramid, create_ome_zarr
-
-    path = base.with_name(f"{base.name}_{what}.ome.zarr")
-    part = path.with_name(f".{path.name}")
-    longest = 1024 if len(volume.size) == 2 else 128
-    chunks = tuple(_chunk(length, longest) for length in blocks.length)
-    array = create_ome_zarr(
-        part, volume.size, dtype, chunks, volume.spacing, volume.unit, overwrite=True, **options
-    )
-    yield array, path
-    build_pyramid(part)
-    shutil.rmtree(path, ignore_errors=True)
-    part.rename(path)
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ def suggest(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     plan = _Plan(overrides, config_dir)
     datamodule = build_datamodule(plan.config)
     plan.know(datamodule.metadata)
-    facts = read_fingerprint(datamodule.train, seed=int(plan.config.seed))
+    facts = read_fingerprint(datamodule.train, seed=int(plan.config.seed), resample=datamodule.resample)
     log.info("fingerprint of %d images in %.0f s", len(facts.image_sizes), facts.seconds)
     head = HEADS.get(facts.metadata.task)
     if head is not None and facts.metadata.task not in plan.part("head").known_tasks():
@@ -258,6 +258,7 @@ def _measured(config: DictConfig, datamodule: DataModule, size: Sequence[int]) -
             train_transforms=instantiate(config.transforms.train, "transforms")
             if config.transforms.train
             else None,
+            spacing=OmegaConf.select(config, "data.spacing"),
             image_size=list(size),
             batch_size=1,
             size_divisor=segmenter.size_divisor,

@@ -39,6 +39,7 @@ ARGUMENTS = {
     "RandomElastic": {"displacement": 0.5, "control_spacing": 8.0, "probability": 1.0},
     "RandomErasing": {"probability": 1.0, "labels": "erase"},
     "RandomRescale": {"scale": (1.5, 1.6), "aspect": 1.2},
+    "Resample": {"spacing": 0.4},
     "Resize": {"size": 40},
 }
 CUTS = {"RandomCrop", "RandomErasing", "Mosaic"}

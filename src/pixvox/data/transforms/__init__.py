@@ -17,11 +17,12 @@ from pixvox.data.transforms.intensity import (
 )
 from pixvox.data.transforms.mosaic import Mosaic
 from pixvox.data.transforms.pad import Pad
+from pixvox.data.transforms.resample import Resample
 from pixvox.data.transforms.resize import RandomRescale, Resize
 
 __all__ = [
     "Compose", "CopyPaste", "Mosaic", "Pad", "RandomAffine", "RandomAutoContrast", "RandomBlur",
     "RandomBrightnessContrast", "RandomColor", "RandomColorJitter", "RandomCrop", "RandomElastic",
-    "RandomErasing", "RandomFlip", "RandomGamma", "RandomGrayscale", "RandomNoise", "RandomRescale", "Resize",
-    "Transform",
+    "RandomErasing", "RandomFlip", "RandomGamma", "RandomGrayscale", "RandomNoise", "RandomRescale", "Resample",
+    "Resize", "Transform",
 ]  # fmt: skip

@@ -128,7 +128,7 @@ def resize(sample: Sample, size: Size) -> Sample:
     if size == before:
         return sample
     original = sample.original_size or before
-    changed = sample.remap(lambda image: _interpolate(image, size), lambda maps, fill: _nearest(maps, size))
+    changed = sample.remap(lambda image: _interpolate(image, size), lambda maps, fill: nearest(maps, size))
     spacing = sample.spacing
     if spacing is not None:
         spacing = tuple(step * old / new for step, old, new in zip(spacing, before, size, strict=True))
@@ -147,7 +147,13 @@ def _interpolate(image: Tensor, size: Size) -> Tensor:
     return image
 
 
-def _nearest(maps: Tensor, size: Size) -> Tensor:
+def nearest(maps: Tensor, size: Size) -> Tensor:
+    """Return label maps ``(layers, *spatial)`` at another size, each pixel with the label of the nearest one.
+
+    Example:
+        >>> nearest(torch.tensor([[[1, 2, 3]]]), (1, 6)).tolist()
+        [[[1, 1, 2, 2, 3, 3]]]
+    """
     for axis, (length, target) in enumerate(zip(maps.shape[1:], size, strict=True), start=1):
         index = ((torch.arange(target, dtype=torch.float64) + 0.5) * length / target).floor().long()
         maps = maps.index_select(axis, index.clamp(max=length - 1))
