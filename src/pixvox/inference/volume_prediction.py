@@ -179,9 +179,9 @@ def _classes(
             new = _new_image(base, "probabilities", np.float16, volume, blocks, channels=model.num_classes)
             shares, shares_path = images.enter_context(new)
         counts = write_classes(blocks, store, array, shares, options.threads)
-    columns = class_table(counts, model.class_names, volume.spacing, volume.unit)
-    table, page = files.save_table([columns]), files.save_page(path, rows_of(columns), model.class_names)
-    return VolumePrediction(path, table, int((counts > 0).sum()), "semantic", shares_path, page)
+    table = base.with_name(f"{base.name}_table.csv")
+    save_class_table(counts, model.class_names, table, volume.spacing, volume.unit)
+    return VolumePrediction(path, table, int((counts > 0).sum()), "semantic", shares_path)
 
 
 def _means(work: FindScores, store: TileStore) -> ImageMeans | None:
@@ -283,6 +283,34 @@ def _digest(model: Segmenter) -> str:
         total.update(key.encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def _chunk(length: int, longest: int) -> int:
+    """Return the length of chunks: the largest part of a block that is not too long."""
+    count = math.ceil(length / longest)
+    while length % count:
+        count += 1
+    return length // count
+
+
+@contextlib.contextmanager
+def _new_image(
+    base: Path, what: str, dtype: Any, volume: Volume, blocks: Blocks, **options: Any
+) -> Iterator[tuple[Any, Path]]:
+    """Give an array to be filled, and where it will be; at the end coarser levels are added and it gets its name."""
+    from pixvox.data.volumes.ome_zarr import build_pyramid, create_ome_zarr
+
+    path = base.with_name(f"{base.name}_{what}.ome.zarr")
+    part = path.with_name(f".{path.name}")
+    longest = 1024 if len(volume.size) == 2 else 128
+    chunks = tuple(_chunk(length, longest) for length in blocks.length)
+    array = create_ome_zarr(
+        part, volume.size, dtype, chunks, volume.spacing, volume.unit, overwrite=True, **options
+    )
+    yield array, path
+    build_pyramid(part)
+    shutil.rmtree(path, ignore_errors=True)
+    part.rename(path)
 
 
 @contextlib.contextmanager
