@@ -18,8 +18,8 @@ import hashlib
 import logging
 import math
 import shutil
-from copy import copy
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from pixvox.data.transforms.resample import MICROMETRES, spacing_per_axis
 
+from pixvox.data.transforms.resample import MICROMETRES, spacing_per_axis
 from pixvox.errors import ConfigError, DataError
 from pixvox.files import whole_file
 from pixvox.image_means import ImageMeans
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pixvox")
 
-
 _SAME_SPACING = 0.01
 """Share by which two spacings may differ to count as one."""
+
 
 @dataclass(frozen=True)
 class VolumePrediction:
@@ -123,7 +123,12 @@ def predict_volume(
         DataError: If the volume cannot be read, or has other dimensions or channels than the model.
     """
     model = predictor.model
+    if predictor.image_spacing is not None:
+        volume = copy(volume)
+        volume.spacing, volume.unit = predictor.image_spacing, predictor.spacing_unit
     _check(predictor, volume, options)
+    if predictor.resample is not None:  # the volume has that spacing
+        predictor = predictor.without_resampling()
     blocks = Blocks(volume.size, options.tile_size, options.overlap, model.size_divisor)
     limits = volume_range(volume, model.in_channels)
     out.mkdir(parents=True, exist_ok=True)
@@ -133,12 +138,7 @@ def predict_volume(
         result = segment(predictor, volume, out / name, _Cut(blocks, store, limits), options)
         store.remove()
     return result
-    if predictor.image_spacing is not None:
-        volume = copy(volume)
-        volume.spacing, volume.unit = predictor.image_spacing, predictor.spacing_unit
 
-    if predictor.resample is not None:  # the volume has that spacing
-        predictor = predictor.without_resampling()
 
 @dataclass(frozen=True)
 class _Cut:
@@ -234,16 +234,6 @@ def _check(predictor: Predictor, volume: Volume, options: BlockOptions) -> None:
             "train with transforms=crops, or convert the volume to the spacing that the model knows and set "
             "inference.resize=none"
         )
-    if not 0 < options.join_iou <= 1:
-        raise ConfigError(f"inference.join_iou must lie in (0, 1], got {options.join_iou}")
-
-
-def _made_with(
-    predictor: Predictor, volume: Volume, blocks: Blocks, limits: torch.Tensor
-) -> Mapping[str, Any]:
-    """Return everything that the objects of a block depend on."""
-    path = Path(volume.source)
-    procedure = {key: value for key, value in predictor.procedure.options.items() if key != "join_iou"}
     if predictor.resample is not None and not _has_spacing(volume, predictor):
         wanted = spacing_per_axis(predictor.resample.spacing, model.spatial_dims)
         shown = f"{volume.spacing} {volume.unit}" if volume.spacing is not None else "unknown"
@@ -253,10 +243,10 @@ def _made_with(
             "inference.blocks=false (and inference.tile_size=...), bring it to that spacing, or say inference.spacing=0 to "
             "segment it as it is"
         )
-    changed = path.stat().st_mtime_ns if path.exists() else None
-    return {
-        "version": __version__,
-        "weights": _digest(predictor.model),
+    if not 0 < options.join_iou <= 1:
+        raise ConfigError(f"inference.join_iou must lie in (0, 1], got {options.join_iou}")
+
+
 def _has_spacing(volume: Volume, predictor: Predictor) -> bool:
     """Tell whether a volume has the spacing already at which the model sees images."""
     if predictor.resample is None or volume.spacing is None:
@@ -267,6 +257,16 @@ def _has_spacing(volume: Volume, predictor: Predictor) -> bool:
     return all(math.isclose(step * scale, new, rel_tol=_SAME_SPACING) for step, new in pairs)
 
 
+def _made_with(
+    predictor: Predictor, volume: Volume, blocks: Blocks, limits: torch.Tensor
+) -> Mapping[str, Any]:
+    """Return everything that the objects of a block depend on."""
+    path = Path(volume.source)
+    procedure = {key: value for key, value in predictor.procedure.options.items() if key != "join_iou"}
+    changed = path.stat().st_mtime_ns if path.exists() else None
+    return {
+        "version": __version__,
+        "weights": _digest(predictor.model),
         "score_threshold": predictor.score_threshold,
         "precision": predictor.precision,
         "procedure": procedure,
