@@ -22,6 +22,7 @@ EXTRAS = {
     "hdf5": ("h5py", "instances in HDF5 files"),
     "onnx": ("onnxruntime", "export to ONNX"),
     "omezarr": ("ngff_zarr", "writing OME-Zarr"),
+    "parquet": ("pyarrow", "tables of millions of objects"),
     "napari": ("napari", "the viewer"),
     "wandb": ("wandb", "tracking with Weights & Biases"),
     "mlflow": ("mlflow", "tracking with MLflow"),

@@ -77,7 +77,7 @@ def predict_files(
                 continue
             for result in predictor.stream(str(path)):
                 name = _new_name(result_name(result), names)
-                files = save(result, out, name)
+                files = save(result, out, name, blockwise.options.table, blockwise.page)
                 if cut_out is not None:
                     files.append(result.cut_out(**cut_out).save(Path(out) / f"{name}_cutout.png"))
                 written = [str(file) for file in files]

@@ -190,10 +190,11 @@ class Segmenter(nn.Module):
 
         Args:
             volume: A path, an array, or what ``pixvox.open_volume`` returns.
-            out: Folder for ``NAME_labels.ome.zarr`` and ``NAME_table.csv``; a run that was killed goes on.
+            out: Folder for ``NAME_labels.ome.zarr``, ``NAME_table.csv`` and the page ``NAME.html``; a run that was killed
+                goes on.
             name: Beginning of their names; by default that of the file.
             score_threshold: Lowest score of an instance, in [0, 1]; None for that of the head.
-            **options: ``tile_size``, ``overlap``, ``join_iou``, ``probabilities``, ``engine`` and ``workers`` of
+            **options: ``tile_size``, ``overlap``, ``join_iou``, ``probabilities``, ``engine``, ``page`` and others of
                 ``pixvox.inference.blockwise.Blockwise``.
         """
         from pixvox.inference.blockwise import predict_in_blocks

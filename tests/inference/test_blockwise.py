@@ -1,6 +1,7 @@
 """Which images go block by block, and that predict writes the same objects either way."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from label_maps import one_to_one
 from pixvox.data.volumes.ome_zarr import create_ome_zarr
 from pixvox.data.volumes.open import open_volume
-from pixvox.errors import ConfigError
+from pixvox.errors import ConfigError, DataError
 from pixvox.inference import blockwise
 from pixvox.inference.blockwise import Blockwise, split_options
 from pixvox.inference.predictor import Predictor
@@ -96,6 +97,7 @@ def test_tiles_are_the_patches_that_the_model_learned_from(model):
         (["inference.join_iou=2"], r"join_iou must lie in \(0, 1\]"),
         (["inference.overlap=0.7"], r"in \[0, 0.5\]"),
         (["inference.blocks=false", "inference.engine=ray"], "leave out inference.blocks=false"),
+        (["inference.labels=png"], "inference.labels=png: it takes"),
     ],
 )
 def test_wrong_options_are_refused_and_nothing_is_written(tmp_path, model, volume, options, message):
@@ -104,6 +106,29 @@ def test_wrong_options_are_refused_and_nothing_is_written(tmp_path, model, volum
     with pytest.raises(ConfigError, match=message):
         predict_files(folder, files, tmp_path / "out", **{"blocks": True, **given})
     assert not (tmp_path / "out").exists()
+
+
+def test_files_are_those_that_were_asked_for(tmp_path, model, volume):
+    folder = model.save_pretrained(tmp_path / "model")
+    image = tmp_path / "small.ome.zarr"
+    create_ome_zarr(image, (20, 48, 48), np.uint16, (20, 48, 48))[:] = 5
+    files, options = inference_options([volume, Path("inference.labels=tiff"), Path("inference.page=false")])
+    predict_files(folder, files, tmp_path / "a", blocks=True, tile_size=[20, 48, 48], **options)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"v_labels.ome.tif", "v_table.csv"}
+    predict_files(folder, [image], tmp_path / "b")
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {
+        "small_labels.ome.tif", "small_table.csv", "small_overlay.png", "small.html"
+    }  # fmt: skip
+    predict_files(folder, [image], tmp_path / "c", page=False)
+    assert not (tmp_path / "c" / "small.html").exists()
+
+
+def test_parquet_without_its_library_is_refused_before_anything_is_segmented(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        DataError, match=r"inference.table=parquet needs pyarrow: pip install pixvox\[parquet\]"
+    ):
+        Blockwise(Predictor(model), table="parquet")
 
 
 def test_options_for_blocks_are_told_from_those_for_whole_images():

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -53,8 +54,8 @@ def _labels(result):
     return zarr.open(str(result.labels), mode="r")["0"][:]
 
 
-def predict_objects(predictor, volume, out, name, tile, **options):
-    return predict_volume(predictor, volume, out, name, BlockOptions(tile, **options))
+def predict_objects(predictor, volume, out, name, tile, page=False, **options):
+    return predict_volume(predictor, volume, out, name, BlockOptions(tile, page=page, **options))
 
 
 def _bytes(folder):
@@ -66,13 +67,54 @@ def _bytes(folder):
 
 
 def test_the_truth_in_windows_is_written_as_the_truth_of_the_volume(tmp_path, volume, truth):
-    result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE)
+    result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE, page=True)
     assert one_to_one(_labels(result), truth)
     assert result.count == truth.max()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cells.html",
         "cells_labels.ome.zarr",
         "cells_table.csv",
     ]
+    assert [path.name for path in result.files] == ["cells_labels.ome.zarr", "cells_table.csv", "cells.html"]
+
+
+def _page(path):
+    return json.loads(path.read_text(encoding="utf-8").partition('id="page">')[2].partition("</script>")[0])
+
+
+def test_a_page_shows_image_labels_and_table(tmp_path, volume):
+    result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE, page=True)
+    content = _page(result.page)
+    assert content["title"] == "v.ome.zarr" and content["shape"] == list(SIZE)
+    with result.table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row[:2] for row in content["rows"]] == [[int(row["id"]), "cell"] for row in rows]
+    assert "spacing 2 x 0.5 x 0.5" in content["facts"]
+
+
+def test_without_a_page_there_is_none(tmp_path, volume):
+    result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE)
+    assert result.page is None and not (tmp_path / "out" / "cells.html").exists()
+
+
+def test_a_page_that_cannot_be_written_costs_no_labels(tmp_path, volume, monkeypatch, caplog):
+    def fail(*arguments, **options):
+        raise DataError("too much to show")
+
+    monkeypatch.setattr("pixvox.visualization.html_page.write_page", fail)
+    result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE, page=True)
+    assert result.page is None and result.labels.exists() and result.table.exists()
+    assert "no page is written: too much to show" in caplog.text
+
+
+def test_labels_can_be_tiff(tmp_path, volume, truth):
+    result = predict_objects(
+        TruthPredictor(), volume, tmp_path / "out", "cells", TILE, labels="tiff", threads=2
+    )
+    written = open_volume(result.labels)
+    assert result.labels.name == "cells_labels.ome.tif" and written.dtype == np.uint32
+    assert (written.spacing, written.unit) == ((2.0, 0.5, 0.5), "um")
+    assert one_to_one(written.read(tuple(slice(0, n) for n in SIZE))[0].astype(np.int64), truth)
 
 
 def test_the_result_keeps_spacing_and_has_coarser_levels(tmp_path, volume):
@@ -130,12 +172,12 @@ def test_ray_writes_the_same_bytes(tmp_path, volume, monkeypatch):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, volume):
     one, other = tmp_path / "one", tmp_path / "other"
     whole = TruthPredictor()
-    predict_objects(whole, volume, one, "cells", TILE)
+    predict_objects(whole, volume, one, "cells", TILE, page=True)
     with pytest.raises(KeyboardInterrupt):
         predict_objects(TruthPredictor(fails_at=5), volume, other, "cells", TILE)
     assert [path.name for path in other.iterdir()] == [".cells.tiles"]
     rest = TruthPredictor()
-    predict_objects(rest, volume, other, "cells", TILE)
+    predict_objects(rest, volume, other, "cells", TILE, page=True)
     assert rest.windows == whole.windows - 5
     assert _bytes(one) == _bytes(other)
 
@@ -152,7 +194,7 @@ class Slow(TruthPredictor):
         time.sleep(0.3)
         return super().predict_samples(samples)
 
-predict_volume(Slow(), open_volume(sys.argv[1]), Path(sys.argv[2]), "cells", BlockOptions((16, 20, 24)))
+predict_volume(Slow(), open_volume(sys.argv[1]), Path(sys.argv[2]), "cells", BlockOptions((16, 20, 24), page=False))
 """
 
 
@@ -234,6 +276,7 @@ def test_classes_in_blocks_are_those_of_the_whole_for_a_network_that_looks_at_si
     with result.table.open() as file:
         counts = [int(row["size"]) for row in csv.DictReader(file)]
     assert counts == np.bincount(_labels(result).ravel(), minlength=model.num_classes).tolist()
+    assert _page(result.page)["listed"] == ["class", "classes"]
 
 
 def test_scores_of_neighbours_are_blended(tmp_path):

@@ -183,6 +183,23 @@ def test_text_from_files_is_never_html(tmp_path):
     assert "innerHTML" not in page.text and "insertAdjacentHTML" not in page.text
 
 
+def test_classes_have_their_colours_and_the_background_none(tmp_path):
+    labels = np.array([[[0, 1, 2], [2, 1, 0]]], np.uint8)
+    names = ("tissue", "background", "vessel")
+    page = made(
+        tmp_path,
+        labels * 9.0,
+        labels,
+        [{"id": i, "class": n} for i, n in enumerate(names)],
+        class_names=names,
+    )
+    numbers = np.stack([picture(uri) for uri in page.content["labels"]])[..., 2]
+    assert numbers.tolist() == [[[1, 0, 2], [2, 0, 1]]]
+    assert page.content["ids"] == [0, 0, 2]  # the first is what is not painted
+    assert page.content["lowest"] == 0 and page.content["palette"] == palette(3).tolist()
+    assert page.content["listed"] == ["class", "classes"]
+
+
 def test_without_a_table_the_voxels_of_the_page_are_counted(tmp_path):
     labels = np.zeros((4, 8, 10), np.int32)
     labels[1:3, 2:6, 2:4] = 70_000
@@ -212,7 +229,8 @@ def test_spacing_and_what_is_left_out_are_told(tmp_path):
         page.content["spacing"] == [2, 0.5, 0.5] and page.title == page.content["title"] == "a & b.ome.zarr"
     )
     assert page.content["facts"] == (
-        "6 x 40 x 30 (z, y, x); spacing 2 x 0.5 x 0.5 µm; shown: one voxel of 2 along y, 2 along x"
+        "6 x 40 x 30 (z, y, x); spacing 2 x 0.5 x 0.5 µm; "
+        "shown: one voxel of 2 along y, 2 along x; from level 1 of the file"
     )
 
 

@@ -66,8 +66,8 @@ def test_the_coarsest_level_that_suffices_is_read(tmp_path, reads, steps, level)
     create_ome_zarr(tmp_path / "a.ome.zarr", values.shape, np.uint16, (8, 8, 8), labels=True)[:] = values
     assert build_pyramid(tmp_path / "a.ome.zarr", smallest=16) == 3
     volume = open_volume(tmp_path / "a.ome.zarr")
-    found, factors = sufficient_level(volume, steps)
-    assert found.size == open_level(volume, level).size and factors == (2**level,) * 3
+    found, factors, number = sufficient_level(volume, steps)
+    assert found.size == open_level(volume, level).size and factors == (2**level,) * 3 and number == level
     thin = thinned(volume, steps)[0]
     assert thin.shape == tuple(-(-n // step) for n, step in zip(values.shape, steps, strict=True))
     exactly = tuple(

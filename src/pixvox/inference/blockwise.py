@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pixvox.data.transforms.crop import axis_lengths
 from pixvox.errors import ConfigError
 from pixvox.inference.engines import engine as engine_by_name
-from pixvox.inference.procedure import BLOCK_OPTIONS, build, merged
+from pixvox.inference.procedure import BLOCK_OPTIONS, FILE_OPTIONS, build, merged
 from pixvox.inference.results import name_of
+from pixvox.inference.volume_files import LabelFormat, TableKind
 from pixvox.inference.volume_prediction import BlockOptions, VolumePrediction, predict_volume
+from pixvox.table_file import pyarrow
 
 if TYPE_CHECKING:
     from pixvox.data.volumes.volume import Volume
@@ -42,6 +44,9 @@ class Blockwise:
         probabilities: Also write the probability of each class.
         engine: ``"serial"``, ``"processes"`` or ``"ray"``.
         workers: Processes or tasks at a time; by default one per CPU core.
+        table: ``"csv"``, or ``"parquet"`` for millions of objects; of images that are read whole, too.
+        labels: ``"ome-zarr"``, or ``"tiff"`` for an uncompressed OME-TIFF.
+        page: Whether there is a page to look at; None for volumes and for what goes block by block.
 
     Raises:
         ConfigError: If an option has no such value.
@@ -57,9 +62,13 @@ class Blockwise:
         probabilities: bool = False,
         engine: str = "serial",
         workers: int | None = None,
+        table: TableKind = "csv",
+        labels: LabelFormat = "ome-zarr",
+        page: bool | None = None,
     ) -> None:
         dims = predictor.model.spatial_dims
         self.predictor, self.blocks = predictor, blocks
+        self.page = dims == 3 if page is None else page
         self.options = BlockOptions(
             axis_lengths(tile_size or predictor.model.config.get("patch") or _TILE[dims], dims),
             overlap,
@@ -67,7 +76,12 @@ class Blockwise:
             probabilities,
             engine_by_name(engine, workers),
             threads=min(4, os.cpu_count() or 1),
+            table=table,
+            labels=labels,
+            page=page is not False,
         )
+        if table == "parquet":
+            pyarrow("inference.table=parquet")
 
     def volume(self, path: Path) -> Volume | None:
         """Return the volume at a path where it is to be segmented block by block; None for what is read whole.
@@ -118,8 +132,10 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         >>> split_options({"tile_size": 96, "engine": "ray", "tta": {"flips": [-1]}})
         ({'tile_size': 96, 'engine': 'ray'}, {'tile_size': 96, 'tta': {'flips': [-1]}})
     """
-    blockwise = {key: value for key, value in options.items() if key in (*BLOCK_OPTIONS, *_SHARED)}
-    whole = {key: value for key, value in options.items() if key not in BLOCK_OPTIONS}
+    blockwise = {
+        key: value for key, value in options.items() if key in (*BLOCK_OPTIONS, *FILE_OPTIONS, *_SHARED)
+    }
+    whole = {key: value for key, value in options.items() if key not in (*BLOCK_OPTIONS, *FILE_OPTIONS)}
     if blockwise.get("blocks") is False and (
         unused := [key for key in BLOCK_OPTIONS[1:] if key in blockwise]
     ):

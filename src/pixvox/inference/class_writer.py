@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from pixvox.files import whole_file
 from pixvox.inference.blended_scores import blended
 from pixvox.inference.blocks import Block, Blocks
 from pixvox.inference.stitched_objects import in_order
@@ -47,29 +44,31 @@ def write_classes(
     return np.asarray(sum(counts))
 
 
-def save_class_table(
+def class_table(
     counts: Int[np.ndarray, " classes"],
     class_names: Sequence[str],
-    path: Path,
     spacing: Sequence[float] | None = None,
     unit: str = "um",
-) -> Path:
-    """Write a CSV file with a row per class; its columns are those of ``pixvox.inference.results.table``."""
-    total = max(1, int(counts.sum()))
-    header = [
-        "id",
-        "class",
-        "size",
-        "share",
-        *([f"size_{unit}{len(spacing)}"] if spacing is not None else []),
-    ]
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for label, count in enumerate(counts.tolist()):
-            name = class_names[label] if label < len(class_names) else str(label)
-            row = [label, name, count, round(count / total, 6)]
-            writer.writerow(
-                row if spacing is None else [*row, float(f"{count * float(np.prod(spacing)):.6g}")]
-            )
-    return path
+) -> dict[str, Any]:
+    """Return the columns of a table with a row per class; they are those of ``pixvox.inference.results.table``.
+
+    Args:
+        counts: Voxels of each class.
+        class_names: Names by class index.
+        spacing: Of a voxel in array order, or None.
+        unit: Of the spacing.
+
+    Example:
+        >>> class_table(np.array([3, 1]), ["background", "cell"])["share"].tolist()
+        [0.75, 0.25]
+    """
+    columns: dict[str, Any] = {
+        "id": np.arange(len(counts)),
+        "class": [class_names[i] if i < len(class_names) else str(i) for i in range(len(counts))],
+        "size": counts,
+        "share": (counts / max(1, int(counts.sum()))).round(6),
+    }
+    if spacing is not None:
+        voxel = float(np.prod(spacing))
+        columns[f"size_{unit}{len(spacing)}"] = np.array([float(f"{n * voxel:.6g}") for n in counts.tolist()])
+    return columns

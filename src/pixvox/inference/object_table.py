@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from pixvox.files import whole_file
 from pixvox.inference.blocks import Region
 from pixvox.ops.label_maps import Shapes
+from pixvox.table_file import rows_of, save_table
 
 _ROWS = 10_000
 
@@ -104,20 +103,17 @@ class ObjectTable:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one dictionary per object."""
-        for first in range(0, len(self), _ROWS):
-            columns = {
-                name: values.tolist() if isinstance(values, np.ndarray) else values
-                for name, values in self.columns(first, first + _ROWS).items()
-            }
-            yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        for batch in self.batches():
+            yield from rows_of(batch)
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Yield the columns in batches of rows, at least one."""
+        for first in range(0, max(1, len(self)), _ROWS):
+            yield self.columns(first, first + _ROWS)
 
     def save(self, path: Path) -> Path:
-        """Write a CSV file; it appears whole or not at all."""
-        with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self.columns(0, 0)))
-            writer.writeheader()
-            writer.writerows(self.rows())
-        return path
+        """Write a CSV or Parquet file; it appears whole or not at all."""
+        return save_table(path, self.batches())
 
     def _name(self, label: int) -> str:
         return self.class_names[label] if label < len(self.class_names) else str(label)

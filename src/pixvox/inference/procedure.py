@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built")
 
-BLOCK_OPTIONS = ("blocks", "engine", "workers", "probabilities")
+BLOCK_OPTIONS = ("blocks", "engine", "workers", "probabilities", "labels")
 """Options of inference for what is written block by block; ``pixvox.inference.blockwise.Blockwise`` sees to them."""
 
 FILE_OPTIONS = ("table", "page")
@@ -111,7 +111,9 @@ class Procedure:
             given: Options that win over these; None and left-out ones do not, and groups are merged.
         """
         options = merged(model.config.get("inference") or {}, given or {})
-        rest = {key: value for key, value in options.items() if key not in (*SIZES, *BLOCK_OPTIONS)}
+        rest = {
+            key: value for key, value in options.items() if key not in (*SIZES, *BLOCK_OPTIONS, *FILE_OPTIONS)
+        }
         procedure = build(cls, "", rest, model=model)
         procedure.options = rest
         return procedure

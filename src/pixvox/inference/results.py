@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,10 @@ import torch
 from pixvox.errors import DataError
 from pixvox.files import whole_file
 from pixvox.structures import Instances, Segmentation
+from pixvox.table_file import save_table
+
+if TYPE_CHECKING:
+    from pixvox.inference.volume_files import TableKind
 
 AXES = "xyz"
 _MAX_UINT16 = 65535
@@ -167,13 +170,21 @@ def _class_rows(segmentation: Segmentation, class_map: torch.Tensor) -> list[dic
     return rows
 
 
-def save(segmentation: Segmentation, folder: str | Path, name: str | None = None) -> list[Path]:
+def save(
+    segmentation: Segmentation,
+    folder: str | Path,
+    name: str | None = None,
+    table_kind: TableKind = "csv",
+    page: bool = False,
+) -> list[Path]:
     """Write label map, table, COCO file and overlay; each file appears whole or not at all.
 
     Args:
         segmentation: The result; the overlay shows its image.
         folder: Made when missing.
         name: Beginning of the file names; by default that of the source.
+        table_kind: ``"csv"`` or ``"parquet"``.
+        page: Also write ``NAME.html``, slices with the labels over them and the table, for any browser.
 
     Returns:
         The files: ``NAME_labels.png`` (instances: 16 bit; classes: palette) or ``.ome.tif`` (volumes and more
@@ -191,12 +202,8 @@ def save(segmentation: Segmentation, folder: str | Path, name: str | None = None
     )
     if has_labels:
         files.append(save_labels(segmentation, folder, f"{name}_labels"))
-    files.append(folder / f"{name}_table.csv")
     rows = table(segmentation)
-    with whole_file(files[-1]) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["id", "class", "score", "size"])
-        writer.writeheader()
-        writer.writerows(rows)
+    files.append(save_table(folder / f"{name}_table.{table_kind}", [_columns(rows)]))
     if segmentation.instances is not None and segmentation.spatial_dims == 2:
         files.append(folder / f"{name}_coco.json")
         with whole_file(files[-1]) as part:
@@ -206,7 +213,42 @@ def save(segmentation: Segmentation, folder: str | Path, name: str | None = None
 
     with whole_file(files[-1]) as part:
         Image.fromarray(overlay(segmentation)).save(part, format="PNG")
+    if page and has_labels:
+        files.append(_save_page(segmentation, rows, folder / f"{name}.html"))
     return files
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the columns of rows; without rows, those that every table of objects has."""
+    if not rows:
+        return {
+            "id": np.zeros(0, np.int64),
+            "class": [],
+            "score": np.zeros(0),
+            "size": np.zeros(0, np.int64),
+        }
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {
+        name: values if isinstance(values[0], str) else np.array(values) for name, values in columns.items()
+    }
+
+
+def _save_page(segmentation: Segmentation, rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Write slices of the image with the labels over them; black where the result keeps no image."""
+    from pixvox.data.volumes.open import open_volume
+    from pixvox.visualization.html_page import write_page
+
+    axes = "ZYX"[-segmentation.spatial_dims :]
+    image = segmentation.image
+    shown = np.zeros((1, *segmentation.size), np.uint8) if image is None else image.detach().cpu().numpy()
+    volume = open_volume(shown, axes=f"C{axes}")
+    volume.source = segmentation.source or path.stem
+    volume.spacing, volume.unit = _spacing(segmentation)
+    labels = open_volume(segmentation.label_map().cpu().numpy(), axes=axes)
+    is_classes = segmentation.instances is None
+    return write_page(
+        volume, labels, rows, path, class_names=segmentation.class_names if is_classes else None
+    )
 
 
 def _coco_document(segmentation: Segmentation) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import logging
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -34,15 +33,17 @@ from pixvox.files import whole_file
 from pixvox.image_means import ImageMeans
 from pixvox.inference.blended_scores import FindScores
 from pixvox.inference.blocks import Blocks
-from pixvox.inference.class_writer import save_class_table, write_classes
+from pixvox.inference.class_writer import class_table, write_classes
 from pixvox.inference.engines import Engine, SerialEngine, Work
 from pixvox.inference.find_objects import FindObjects
 from pixvox.inference.object_writer import write_objects
 from pixvox.inference.stitched_objects import StitchedObjects
 from pixvox.inference.tile_store import TileStore
+from pixvox.inference.volume_files import LabelFormat, TableKind, VolumeFiles
 from pixvox.inference.windows import volume_range
 from pixvox.progress import progress
 from pixvox.structures import Size
+from pixvox.table_file import rows_of
 from pixvox.version import __version__
 
 if TYPE_CHECKING:
@@ -61,11 +62,12 @@ class VolumePrediction:
     """What was written of a volume.
 
     Args:
-        labels: OME-Zarr of ids or classes.
-        table: CSV of the objects or classes.
+        labels: OME-Zarr or OME-TIFF of ids or classes.
+        table: CSV or Parquet of the objects or classes.
         count: Number of objects, or of classes that occur.
         task: ``"instance"`` or ``"semantic"``.
         probabilities: OME-Zarr of the probability of each class, where it was asked for.
+        page: HTML page that shows them, where there is one.
     """
 
     labels: Path
@@ -73,11 +75,13 @@ class VolumePrediction:
     count: int
     task: str = "instance"
     probabilities: Path | None = None
+    page: Path | None = None
 
     @property
     def files(self) -> list[Path]:
         """What was written."""
-        return [path for path in (self.labels, self.probabilities, self.table) if path is not None]
+        files = (self.labels, self.probabilities, self.table, self.page)
+        return [path for path in files if path is not None]
 
     def describe(self) -> str:
         """Say in a few words what was found."""
@@ -96,6 +100,9 @@ class BlockOptions:
         probabilities: Also write the probability of each class.
         engine: Where windows are segmented.
         threads: Blocks that are written at a time.
+        table: ``"csv"`` or ``"parquet"``.
+        labels: ``"ome-zarr"`` or ``"tiff"``.
+        page: Also write a page to look at.
     """
 
     tile_size: Size
@@ -104,6 +111,9 @@ class BlockOptions:
     probabilities: bool = False
     engine: Engine = field(default_factory=SerialEngine)
     threads: int = 1
+    table: TableKind = "csv"
+    labels: LabelFormat = "ome-zarr"
+    page: bool = True
 
 
 def predict_volume(
@@ -135,7 +145,8 @@ def predict_volume(
     with _only_here(out / f".{name}.lock"):
         store = TileStore(out / f".{name}.tiles", _made_with(predictor, volume, blocks, limits))
         segment = _classes if model.task == "semantic" else _objects
-        result = segment(predictor, volume, out / name, _Cut(blocks, store, limits), options)
+        files = VolumeFiles(out / name, volume, blocks.length, options.table, options.labels, options.page)
+        result = segment(predictor, volume, files, _Cut(blocks, store, limits), options)
         store.remove()
     return result
 
@@ -150,20 +161,20 @@ class _Cut:
 
 
 def _objects(
-    predictor: Predictor, volume: Volume, base: Path, cut: _Cut, options: BlockOptions
+    predictor: Predictor, volume: Volume, files: VolumeFiles, cut: _Cut, options: BlockOptions
 ) -> VolumePrediction:
     """Find the objects of all blocks, join them, and write their ids and their table."""
     model, blocks, store = predictor.model, cut.blocks, cut.store
     find_all(FindObjects(volume, blocks, store, predictor, cut.limits), blocks, store, options.engine)
     found = StitchedObjects.of(blocks, store, options.join_iou, options.threads)
-    with _new_image(base, "labels", np.uint32, volume, blocks, labels=True) as (array, path):
-        table = write_objects(found, array, volume, model.in_channels, model.class_names, options.threads)
-    saved = table.save(base.with_name(f"{base.name}_table.csv"))
-    return VolumePrediction(path, saved, len(found))
+    with files.new_labels(np.uint32) as (array, path):
+        objects = write_objects(found, array, volume, model.in_channels, model.class_names, options.threads)
+    table, page = files.save_table(objects.batches()), files.save_page(path, objects.rows())
+    return VolumePrediction(path, table, len(found), page=page)
 
 
 def _classes(
-    predictor: Predictor, volume: Volume, base: Path, cut: _Cut, options: BlockOptions
+    predictor: Predictor, volume: Volume, files: VolumeFiles, cut: _Cut, options: BlockOptions
 ) -> VolumePrediction:
     """Compute the scores of all blocks, blend them, and write the class of each voxel."""
     model, blocks, store = predictor.model, cut.blocks, cut.store
@@ -173,15 +184,14 @@ def _classes(
     find_all(work, blocks, store, options.engine)
     with contextlib.ExitStack() as images:
         kind = np.uint8 if model.num_classes < 256 else np.uint16
-        array, path = images.enter_context(_new_image(base, "labels", kind, volume, blocks, labels=True))
+        array, path = images.enter_context(files.new_labels(kind))
         shares, shares_path = None, None
         if options.probabilities:
-            new = _new_image(base, "probabilities", np.float16, volume, blocks, channels=model.num_classes)
-            shares, shares_path = images.enter_context(new)
+            shares, shares_path = images.enter_context(files.new_probabilities(model.num_classes))
         counts = write_classes(blocks, store, array, shares, options.threads)
-    table = base.with_name(f"{base.name}_table.csv")
-    save_class_table(counts, model.class_names, table, volume.spacing, volume.unit)
-    return VolumePrediction(path, table, int((counts > 0).sum()), "semantic", shares_path)
+    columns = class_table(counts, model.class_names, volume.spacing, volume.unit)
+    table, page = files.save_table([columns]), files.save_page(path, rows_of(columns), model.class_names)
+    return VolumePrediction(path, table, int((counts > 0).sum()), "semantic", shares_path, page)
 
 
 def _means(work: FindScores, store: TileStore) -> ImageMeans | None:
@@ -283,34 +293,6 @@ def _digest(model: Segmenter) -> str:
         total.update(key.encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _chunk(length: int, longest: int) -> int:
-    """Return the length of chunks: the largest part of a block that is not too long."""
-    count = math.ceil(length / longest)
-    while length % count:
-        count += 1
-    return length // count
-
-
-@contextlib.contextmanager
-def _new_image(
-    base: Path, what: str, dtype: Any, volume: Volume, blocks: Blocks, **options: Any
-) -> Iterator[tuple[Any, Path]]:
-    """Give an array to be filled, and where it will be; at the end coarser levels are added and it gets its name."""
-    from pixvox.data.volumes.ome_zarr import build_pyramid, create_ome_zarr
-
-    path = base.with_name(f"{base.name}_{what}.ome.zarr")
-    part = path.with_name(f".{path.name}")
-    longest = 1024 if len(volume.size) == 2 else 128
-    chunks = tuple(_chunk(length, longest) for length in blocks.length)
-    array = create_ome_zarr(
-        part, volume.size, dtype, chunks, volume.spacing, volume.unit, overwrite=True, **options
-    )
-    yield array, path
-    build_pyramid(part)
-    shutil.rmtree(path, ignore_errors=True)
-    part.rename(path)
 
 
 @contextlib.contextmanager

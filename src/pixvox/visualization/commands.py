@@ -25,7 +25,7 @@ def view(
         Path | None,
         typer.Option(
             "--table",
-            help="CSV with a column id.",
+            help="CSV or Parquet with a column id.",
             show_default="NAME_table.csv beside NAME_labels, if it is there",
         ),
     ] = None,
@@ -41,6 +41,7 @@ def view(
 ) -> None:
     """Write a page of slices with the objects over them and their table: one HTML file for any browser."""
     from pixvox.inference.results import name_of
+    from pixvox.table_file import table_beside
     from pixvox.visualization.html_page import write_page
 
     name = name_of(labels).removesuffix("_labels")
@@ -48,9 +49,8 @@ def view(
         out = labels.with_name(f"{name}.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: a page is called NAME.html")
-    beside = labels.with_name(f"{name}_table.csv")
-    if table is None and beside.is_file():
-        table = beside
+    if table is None:
+        table = table_beside(labels, name)
     shown = _opened(image, axes)
     page = write_page(shown, _opened_labels(labels, len(shown.size)), table, out)
     if as_json:

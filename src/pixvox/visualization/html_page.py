@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from jaxtyping import Integer, Shaped, UInt8
 from pixvox.data.volumes.volume import Volume
 from pixvox.errors import DataError
 from pixvox.files import whole_file
-from pixvox.visualization.colors import NUM_INSTANCE_COLORS, palette
+from pixvox.visualization.colors import NUM_INSTANCE_COLORS, class_colors, palette
 from pixvox.visualization.contrast import Contrast
 from pixvox.visualization.page_table import PageTable, counted, exact, page_table
-from pixvox.visualization.thinning import steps_for, thinned
+from pixvox.visualization.thinning import steps_for, sufficient_level, thinned
 
 MAX_SIDE = 512
 """Rows and columns of a slice: as many as fit on a screen beside a table."""
@@ -53,6 +53,7 @@ def write_page(
     max_slices: int = MAX_SLICES,
     max_rows: int = MAX_ROWS,
     max_bytes: int = MAX_BYTES,
+    class_names: Sequence[str] | None = None,
 ) -> Path:
     """Write a page that shows an image or volume of any size with its objects.
 
@@ -63,8 +64,8 @@ def write_page(
     Args:
         image: What is shown.
         labels: Ids of the objects, 0 is background; of the size of the image.
-        table: CSV file or rows with a column ``id``, such as ``pixvox predict`` writes; None counts the voxels
-            of the page.
+        table: CSV or Parquet file, or rows, with a column ``id``, such as ``pixvox predict`` writes; None counts the
+            voxels of the page.
         out: HTML file; its folder is made when missing.
         title: By default the name of the image.
         alpha: Opacity of the overlay at first, in [0, 1].
@@ -72,6 +73,7 @@ def write_page(
         max_slices: Most slices.
         max_rows: Most objects that are listed; how many are left out is told.
         max_bytes: Largest size of the file, at least 64 KiB.
+        class_names: Says that labels are classes of these names, counted from 0; None for ids of objects.
 
     Returns:
         The file.
@@ -101,8 +103,15 @@ def write_page(
     listed = page_table(
         counted(ids, math.prod(steps)) if table is None else table, len(image.size), max_rows, max_bytes // 4
     )
-    contrast = Contrast.of(torch.from_numpy(pixels))
-    page = _Page(image, Path(image.source).name if title is None else title, alpha, contrast, listed)
+    page = _Page(
+        image,
+        Path(image.source).name if title is None else title,
+        alpha,
+        Contrast.of(torch.from_numpy(pixels)),
+        listed,
+        sufficient_level(image, steps).number,
+        class_names,
+    )
     slices = _Slices(pixels, ids, steps)
     text = page.html(slices)
     while len(text.encode()) > max_bytes:
@@ -149,6 +158,8 @@ class _Page:
         alpha: Opacity at first.
         contrast: What is black and white.
         listed: The objects.
+        level: Level of the file that was read.
+        class_names: Of labels that are classes.
     """
 
     image: Volume
@@ -156,6 +167,8 @@ class _Page:
     alpha: float
     contrast: Contrast
     listed: PageTable
+    level: int = 0
+    class_names: Sequence[str] | None = None
 
     def html(self, slices: _Slices) -> str:
         """Return the file."""
@@ -169,7 +182,8 @@ class _Page:
 
     def _content(self, slices: _Slices) -> dict[str, Any]:
         planes = (1,) * (3 - len(slices.steps))  # an image is a volume of one slice
-        values, ids = _numbered(slices.labels.reshape(planes + slices.labels.shape))
+        labels = slices.labels.reshape(planes + slices.labels.shape)
+        values, ids, colors = self._painted(labels)
         pixels = slices.pixels.reshape(len(slices.pixels), *values.shape)
         steps = planes + slices.steps
         foreground = np.count_nonzero(values, axis=(1, 2))
@@ -188,12 +202,28 @@ class _Page:
             ],
             "labels": [_png(pack(plane)) for plane in values],
             "ids": None if ids is None else [exact(int(number)) for number in ids],
-            "palette": palette(NUM_INSTANCE_COLORS).tolist(),
+            "palette": colors.tolist(),
+            "lowest": 1 if self.class_names is None else 0,
+            "listed": ["object", "objects"] if self.class_names is None else ["class", "classes"],
             "columns": self.listed.columns,
             "rows": self.listed.rows,
             "places": [_in_page(place, steps, values.shape) for place in self.listed.places],
             "left_out": self.listed.left_out,
         }
+
+    def _painted(
+        self, labels: Integer[np.ndarray, "*shape"]
+    ) -> tuple[
+        Integer[np.ndarray, "*shape"], Integer[np.ndarray, " numbers"] | None, UInt8[np.ndarray, "colors 3"]
+    ]:
+        """Return the labels as numbers, 0 where nothing is painted, what these stand for, and colours."""
+        if self.class_names is None:
+            return *_numbered(labels), palette(NUM_INSTANCE_COLORS)
+        colors, drawn = class_colors(self.class_names, max(int(labels.max()) + 1, len(self.class_names)))
+        classes = np.flatnonzero(drawn)
+        numbers = np.zeros(len(drawn), dtype=np.uint32)
+        numbers[classes] = np.arange(1, len(classes) + 1)
+        return numbers[labels], np.concatenate([[0], classes]), colors
 
     def _picture(self, plane: Shaped[np.ndarray, "channels height width"], lossless: bool, grey: bool) -> str:
         rgb = self.contrast.rgb(torch.from_numpy(np.ascontiguousarray(plane)))
@@ -208,7 +238,8 @@ class _Page:
             facts.append(f"spacing {' x '.join(f'{step:g}' for step in image.spacing)} {unit}")
         thin = [f"{step} along {axis}" for axis, step in zip(axes, steps, strict=True) if step > 1]
         if thin:
-            facts.append(f"shown: one voxel of {', '.join(thin)}")
+            shown = f"shown: one voxel of {', '.join(thin)}"
+            facts.append(f"{shown}; from level {self.level} of the file" if self.level else shown)
         return "; ".join(facts)
 
 

@@ -3,7 +3,6 @@
 ``pixvox/napari.yaml`` tells napari of it; napari is imported by napari alone.
 """
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from pixvox.errors import DataError
+from pixvox.table_file import read_rows, table_beside
 
 if TYPE_CHECKING:
     import napari.layers
@@ -40,7 +40,7 @@ def read_labels_layer(path: str | Sequence[str]) -> list[LayerData]:
     Of OME-Zarr nothing is read before it is shown.
 
     Args:
-        path: Label map; ``NAME_table.csv`` beside ``NAME_labels`` is its table.
+        path: Label map; ``NAME_table.csv`` or ``.parquet`` beside ``NAME_labels`` is its table.
 
     Raises:
         DataError: If the file cannot be read.
@@ -52,8 +52,8 @@ def read_labels_layer(path: str | Sequence[str]) -> list[LayerData]:
     file = Path(str(path))
     name = name_of(file)
     options: dict[str, Any] = {"name": name}
-    table = file.with_name(f"{name.removesuffix('_labels')}_table.csv")
-    if table.is_file():
+    table = table_beside(file, name.removesuffix("_labels"))
+    if table is not None:
         options["features"] = features_of(table)
     if file.name.lower().endswith(RASTER):
         return [(read_labels(file), options, "labels")]
@@ -80,8 +80,7 @@ def features_of(table: Path) -> dict[str, list[Any]]:
         >>> features_of(path)
         {'index': [7], 'class': ['cell'], 'size': [12.5]}
     """
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(read_rows(table))
     columns = [column for column in (rows[0] if rows else []) if column is not None]
     values = {column: [_number(row[column]) for row in rows] for column in columns}
     return {"index": [int(number) for number in values.pop("id", range(1, len(rows) + 1))], **values}

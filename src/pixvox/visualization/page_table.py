@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pixvox.errors import DataError
+from pixvox.table_file import read_rows
 
 Cell = int | float | str
 
@@ -48,7 +48,7 @@ def page_table(
     """Return the first rows of a table; positions are kept apart, boxes left out.
 
     Args:
-        table: CSV file, or rows, with a column ``id``; others are shown as they are.
+        table: CSV or Parquet file, or rows, with a column ``id``; others are shown as they are.
         dims: Spatial dimensions, 2 or 3.
         max_rows: Most rows.
         max_bytes: Most bytes of all rows.
@@ -62,7 +62,7 @@ def page_table(
         (['id', 'class'], [[7, 'cell']], 1)
     """
     name = str(table) if isinstance(table, (str, Path)) else "table"
-    rows = _read(Path(table)) if isinstance(table, (str, Path)) else iter(table)
+    rows = read_rows(Path(table)) if isinstance(table, (str, Path)) else iter(table)
     centroid = [f"centroid_{axis}" for axis in "zyx"[-dims:]]
     shown = PageTable(["id"])
     for number, row in enumerate(rows, start=1):
@@ -111,16 +111,6 @@ def exact(number: int) -> int | str:
         (70000, '9007199254740993')
     """
     return number if abs(number) <= _LARGEST_EXACT else str(number)
-
-
-def _read(path: Path) -> Iterator[Mapping[str, Any]]:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such table")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from csv.DictReader(file)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no table of values between commas ({error})") from error
 
 
 def _id(value: Any, name: str, number: int) -> int | str:

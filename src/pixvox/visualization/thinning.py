@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ def thinned(volume: Volume, steps: Sequence[int]) -> Shaped[np.ndarray, "channel
         >>> thinned(open_volume(np.arange(20).reshape(4, 5), spatial_dims=2), (2, 3)).tolist()
         [[[0, 3], [10, 13]]]
     """
-    level, factors = sufficient_level(volume, steps)
+    level, factors, _ = sufficient_level(volume, steps)
     positions = [
         np.minimum(np.arange(0, length, step) // factor, coarse - 1)
         for length, step, factor, coarse in zip(volume.size, steps, factors, level.size, strict=True)
@@ -69,14 +70,28 @@ def thinned(volume: Volume, steps: Sequence[int]) -> Shaped[np.ndarray, "channel
     return values
 
 
-def sufficient_level(volume: Volume, steps: Sequence[int]) -> tuple[Volume, tuple[int, ...]]:
-    """Return the coarsest level whose voxels are no further apart than the steps, and how far apart they are."""
-    chosen, distances = volume, (1,) * len(volume.size)
-    for level in _coarser_levels(volume):
+class Level(NamedTuple):
+    """A level of a pyramid.
+
+    Args:
+        volume: Its voxels.
+        factors: How far apart they are, in voxels of the finest level.
+        number: Of the level, 0 is the finest.
+    """
+
+    volume: Volume
+    factors: tuple[int, ...]
+    number: int
+
+
+def sufficient_level(volume: Volume, steps: Sequence[int]) -> Level:
+    """Return the coarsest level whose voxels are no further apart than the steps."""
+    chosen = Level(volume, (1,) * len(volume.size), 0)
+    for number, level in enumerate(_coarser_levels(volume), start=1):
         factors = tuple(round(fine / coarse) for fine, coarse in zip(volume.size, level.size, strict=True))
         if all(1 <= factor <= step for factor, step in zip(factors, steps, strict=True)):
-            chosen, distances = level, factors
-    return chosen, distances
+            chosen = Level(level, factors, number)
+    return chosen
 
 
 def _coarser_levels(volume: Volume) -> Iterator[Volume]:
