@@ -11,6 +11,8 @@ from pixvox.data.volumes.catalogue import Catalogue
 from pixvox.data.volumes.index import build_catalogue
 from pixvox.data.volumes.ome_zarr import create_ome_zarr
 from pixvox.errors import DataError
+from pixvox.training.train import train
+from small_runs import logged
 
 CROP = (4, 16, 16)
 
@@ -114,6 +116,60 @@ def test_volumes_without_labels_are_unlabelled(tmp_path):
     bare = dataset.unlabelled_indices()
     assert len(bare) == 8 and bare[0] > 0
     assert not dataset[bare[0]].annotated and dataset[0].annotated
+
+
+def test_volumes_without_labels_are_never_scored_and_a_held_out_experiment_keeps_its_own(made):
+    path, _ = made
+    for number in (0, 5):
+        (path.parent / "labels" / f"v{number}.npy").unlink()
+    table = path.parent / "table.csv"
+    text = table.read_text().replace("labels/v0.npy", "").replace("labels/v5.npy", "")
+    table.write_text(text)
+    build_catalogue(table, path, CROP)
+    volumes = Catalogue(path).volumes
+    for seed in range(8):
+        splits = split_volumes(volumes, "experiment", {"val": 0.25, "test": 0.25}, seed)
+        assert not (splits["val"] | splits["test"]) & {1, 6}
+        days = {name: {volumes[number].experiment for number in own} for name, own in splits.items()}
+        assert sum(map(len, days.values())) == len(set().union(*days.values())) == 4
+
+
+@pytest.fixture
+def half_labelled(tmp_path):
+    """Write four volumes, of which one has no labels; return what trains a teacher on them."""
+    write_volumes(tmp_path, count=4)
+    (tmp_path / "labels" / "v1.npy").unlink()
+    build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP, min_intensity=900, min_volume=20)
+    return [
+        "data=catalogue", f"data.train.catalogue='{tmp_path / 'c.sqlite'}'", "data.train.val_fraction=0.3",
+        "method=mean_teacher", "method.threshold=0.01", "warmup_steps=0", "unsup_rampup_steps=0",
+        "image_size=[8,16,16]", "batch_size=2", "num_workers=0", "max_steps=2",
+    ]  # fmt: skip
+
+
+def test_a_teacher_gets_all_crops_without_labels_that_show_something(half_labelled):
+    datamodule = instantiate(compose("train", half_labelled).data, "data")
+    crops = datamodule.train.dataset.catalogue.select("path LIKE '%v1.npy'").tolist()
+    unlabelled = datamodule.unlabelled
+    assert 0 < len(unlabelled) == len(crops) < 8
+    assert {unlabelled.source(i).partition("[")[0].rpartition("/")[2] for i in range(len(crops))} == {
+        "v1.npy"
+    }
+    assert all(datamodule.train[i].annotated for i in range(len(datamodule.train)))
+    assert not any(unlabelled[i].annotated for i in range(len(crops)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_a_teacher_learns_from_volumes_with_and_without_labels(half_labelled, tmp_path):
+    tiny = [
+        "head=maskrcnn", "neck.out_channels=8", "head.box_features=8", "head.mask_channels=4", "head.mask_convs=1",
+        "head.score_threshold=0.01", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[4,8]",
+        "logger=none", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
+    ]  # fmt: skip
+    steps = logged(train([*half_labelled, *tiny], run_dir=str(tmp_path / "run")))
+    assert all(step["train/supervised_loss"] > 0 for step in steps)
+    assert any(step["train/unsupervised_loss"] > 0 and step["train/pseudo_instances"] > 0 for step in steps)
 
 
 def test_changed_files_are_indexed_again_or_refused(made, caplog):

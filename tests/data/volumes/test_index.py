@@ -13,6 +13,7 @@ from pixvox.cli import run
 from pixvox.data.volumes import index as module
 from pixvox.data.volumes import index_volume
 from pixvox.data.volumes.catalogue import Catalogue
+from pixvox.data.volumes.crop_grid import CropGrid
 from pixvox.data.volumes.index import build_catalogue, renew_catalogue
 from pixvox.data.volumes.index_source import read_entries
 from pixvox.data.volumes.ome_zarr import create_ome_zarr
@@ -61,6 +62,28 @@ def test_crops_and_objects_are_those_of_brute_force(tmp_path, overlap, min_volum
     counts = (len(objects), sum(not own for own in objects), sum(map(len, objects)))
     assert (done.crops, done.empty, done.objects) == counts and done.empty
     assert done.read == ["images/v0.npy", "images/v1.npy"] and done.written
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_crops_without_labels_are_empty_where_nothing_is_bright(tmp_path):
+    labels, path = write_volumes(tmp_path, count=2), tmp_path / "c.sqlite"
+    (tmp_path / "labels" / "v1.npy").unlink()
+    image = np.load(tmp_path / "images" / "v1.npy")
+    build_catalogue(tmp_path, path, CROP)
+    catalogue = Catalogue(path)
+    assert len(catalogue.select()) == 8 + sum(bool(own) for *_, own in expected(labels[:1]))
+    done = build_catalogue(tmp_path, path, CROP, min_intensity=900, min_volume=40)
+    catalogue = Catalogue(path)
+    bright = [int((image[region] >= 900).sum()) for region in CropGrid(image.shape, CROP)]
+    crops = catalogue.crops(range(9, 17))
+    assert crops.foreground.tolist() == [count if count >= 40 else 0 for count in bright]
+    assert set(crops.objects) == {-1} and 0 < (crops.foreground > 0).sum() < 8
+    shown = [bool(own) for *_, own in expected(labels[:1], min_volume=40)]
+    assert (np.isin(range(1, 17), catalogue.select())).tolist() == shown + (crops.foreground > 0).tolist()
+    assert done.empty == 16 - len(catalogue.select())
+    middle = int(np.median(crops.foreground))
+    chosen = catalogue.select(f"label_path IS NULL AND foreground > {middle}")
+    assert chosen.tolist() == (np.flatnonzero(crops.foreground > middle) + 9).tolist()
 
 
 def test_slides_go_the_same_way(tmp_path):

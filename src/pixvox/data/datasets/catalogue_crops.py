@@ -36,15 +36,16 @@ class CatalogueCrops(Dataset):
     """Crops with their instances, from a catalogue of ``pixvox data index``.
 
     What a crop has of an object below the least volume of the catalogue is neither learned nor scored. All crops of a
-    volume, or of an experiment, are in the same split; which one does not depend on ``where``.
+    volume, or of an experiment, are in the same split; which one does not depend on ``where``. Crops without labels are
+    in ``"train"`` alone, where semi-supervised methods learn from them; nothing could be scored on them.
 
     Args:
         catalogue: The file.
         split: ``"train"``, ``"val"`` or ``"test"``: as the catalogue says for each volume, else drawn by seed. None
             takes all crops.
         where: SQL on the columns of volumes and crops, as in ``"grade > 2 AND objects >= 5"``.
-        foreground: Share of the crops that show an object, above 0; below 1 empty crops are added, drawn by seed. None
-            takes all there are.
+        foreground: Share of the crops that show an object, or without labels something bright, above 0; below 1 empty
+            crops are added, drawn by seed. None takes all there are.
         split_by: Of what no part is in two splits. A volume without an experiment is one of its own.
         val_fraction: Share of the volumes or experiments to validate on, where the catalogue names none.
         test_fraction: The same to test on.
@@ -213,6 +214,7 @@ def split_volumes(
 
     A split that the catalogue names for any volume is what it says. Others are drawn from the labelled volumes that are
     left; adding volumes moves few from one split to another, because each has its place in the draw by its name.
+    Volumes without labels are in ``"train"``, or in none where their experiment is in another.
 
     Args:
         volumes: Volumes by number.
@@ -249,7 +251,8 @@ def split_volumes(
             splits[name] |= groups.pop(group)
             order.remove(group)
     splits["train"] = set().union(*groups.values())
-    return splits
+    bare = {number for number, volume in volumes.items() if volume.label_path is None}
+    return {name: own if name == "train" else own - bare for name, own in splits.items()}
 
 
 def _open(path: str | Path, on_change: OnChange, root: str | Path | None) -> Catalogue:

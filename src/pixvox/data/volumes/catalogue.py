@@ -60,7 +60,7 @@ CREATE TABLE crops(
     y0 INTEGER NOT NULL,
     x0 INTEGER NOT NULL,
     objects INTEGER,             -- NULL where the volume has no labels
-    foreground INTEGER           -- elements of these objects
+    foreground INTEGER           -- elements of these objects; without labels, of what is bright, or NULL
 );
 CREATE TABLE packed(             -- the same as crops, for programs: pixvox.data.volumes.packed_crops
     volume_id INTEGER PRIMARY KEY,
@@ -155,7 +155,7 @@ class Crops:
         volumes: The number of the volume of each.
         starts: Where each begins, in array order.
         objects: Number of objects in each; -1 where the volume has no labels.
-        foreground: Elements of these objects.
+        foreground: Elements of these objects; where the volume has no labels, of what is bright (``min_intensity``).
     """
 
     ids: Int[np.ndarray, " n"]
@@ -227,12 +227,12 @@ class Catalogue:
 
         Args:
             where: SQL on the columns of volumes and crops, as in ``"grade > 2 AND objects >= 5"``.
-            empty: Also crops of labelled volumes that show no object.
+            empty: Also crops that show nothing: no object, or without labels nothing bright.
 
         Raises:
             DataError: If ``where`` is no SQL, or names a column that there is none of.
         """
-        conditions = [] if empty else ["(objects IS NULL OR objects > 0)"]
+        conditions = [] if empty else ["(objects > 0 OR objects IS NULL AND foreground IS NOT 0)"]
         conditions += [] if where is None else [f"({where}\n)"]  # the line ends a comment, if any
         query = (
             f"SELECT crop_id FROM crops JOIN volumes USING (volume_id) WHERE {' AND '.join(conditions) or 1}"
@@ -280,8 +280,8 @@ class Catalogue:
         return CropObjects(rows[:, 0], rows[:, 1], rows[:, sides], rows[:, 8])
 
     def totals(self) -> tuple[int, int, int]:
-        """Return the number of crops, of labelled crops without an object, and of objects, counted in each crop."""
-        query = "SELECT count(*), total(objects = 0), total(objects) FROM crops"
+        """Return the number of crops, of those that show nothing, and of objects, counted in each crop."""
+        query = "SELECT count(*), total(ifnull(objects, foreground) = 0), total(objects) FROM crops"
         with _reading(self.path):
             crops, empty, objects = self._connection().execute(query).fetchone()
         return crops, int(empty), int(objects)

@@ -131,7 +131,7 @@ def _add(
     _insert(connection, "crops", np.column_stack([ids, np.full(len(ids), number), starts, crops[:, 1:]]))
     if not labelled.all():
         connection.execute(
-            "UPDATE crops SET objects = NULL, foreground = NULL WHERE volume_id = ? AND objects < 0",
+            "UPDATE crops SET objects = NULL, foreground = nullif(foreground, -1) WHERE volume_id = ? AND objects < 0",
             (number,),
         )
     packed = pack_crops(np.column_stack([starts, crops[:, 1:]]))

@@ -137,6 +137,13 @@ def data_index(
     min_volume: Annotated[
         int, typer.Option("--min-volume", min=1, help="Leave out objects with fewer voxels in a crop.")
     ] = 1,
+    min_intensity: Annotated[
+        float | None,
+        typer.Option(
+            "--min-intensity",
+            help="Leave out crops of volumes without labels in which fewer than --min-volume voxels reach it.",
+        ),
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option("--where", help='Volumes to take, in SQL on the columns of TABLE, as in "grade > 2".'),
@@ -174,6 +181,7 @@ def data_index(
             root=root,
             spacing=_numbers("--spacing", spacing),
             allow_missing_chunks=allow_missing_chunks,
+            min_intensity=min_intensity,
             workers=workers or os.cpu_count() or 1,
             force=force,
             progress=progress,

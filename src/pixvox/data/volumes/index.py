@@ -46,7 +46,7 @@ class Indexed:
         path: The catalogue.
         volumes: Number of volumes.
         crops: Number of crops.
-        empty: Number of labelled crops that show no object.
+        empty: Number of crops that show no object, or, in volumes without labels, nothing bright.
         objects: Number of objects, counted in each crop.
         read: Volumes that were read.
         written: False where the catalogue was up to date.
@@ -74,6 +74,7 @@ def build_catalogue(
     unit: str = "um",
     percentiles: Sequence[float] = (1.0, 99.8),
     allow_missing_chunks: bool = False,
+    min_intensity: float | None = None,
     workers: int = 1,
     force: bool = False,
     progress: Progress | None = None,
@@ -98,6 +99,8 @@ def build_catalogue(
         unit: Unit of ``spacing``, ``"um"`` or ``"mm"``.
         percentiles: Low and high percentile of the intensities that are noted.
         allow_missing_chunks: Accept places that were never written.
+        min_intensity: Intensity from which a voxel of a volume without labels is foreground; crops with fewer such
+            voxels than ``min_volume`` are empty. None takes all of them for full.
         workers: Processes that read.
         force: Read every volume again.
         progress: Told what is done.
@@ -116,6 +119,7 @@ def build_catalogue(
         unit,
         (percentiles[0], percentiles[1]),
         allow_missing_chunks,
+        min_intensity,
     )
     _check(options, workers)
     if out.exists() and is_foreign(out):

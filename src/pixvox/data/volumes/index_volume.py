@@ -44,6 +44,8 @@ class IndexOptions:
         unit: Unit of ``spacing``, ``"um"`` or ``"mm"``.
         percentiles: Low and high percentile of the intensities that are noted.
         allow_missing_chunks: Accept places that were never written.
+        min_intensity: Voxels of volumes without labels that are this bright in any channel are foreground; crops with
+            fewer of them than ``min_volume`` are empty. None: nothing is known of them.
     """
 
     size: tuple[int, ...]
@@ -54,6 +56,7 @@ class IndexOptions:
     unit: str = "um"
     percentiles: tuple[float, float] = (1.0, 99.8)
     allow_missing_chunks: bool = False
+    min_intensity: float | None = None
 
     def grid(self, size: Sequence[int]) -> CropGrid:
         """Return the crops of a volume."""
@@ -90,7 +93,8 @@ class IndexedBlock:
     """Crops that were read at once, and their objects.
 
     Args:
-        crops: ``(n, 3)``: number on the grid, objects, voxels of these; -1 objects without labels.
+        crops: ``(n, 3)``: number on the grid, objects, voxels of these. Without labels -1 objects, and the voxels are
+            the bright ones, or -1.
         objects: ``(m, 9)``: number of the crop, id, ``x0 y0 z0 x1 y1 z1`` in the crop, voxels.
     """
 
@@ -168,22 +172,14 @@ def index_block(root: Path, entry: Entry, options: IndexOptions, block: Index) -
         DataError: If the label map cannot be read, or holds no ids.
     """
     if entry.label_path is None:
-        grid = options.grid(_open(root, entry.path, options, entry.axes).size)
-        numbers = [number for number, _ in grid.crops_of(block)]
-        return IndexedBlock(
-            np.array([(number, -1, 0) for number in numbers], dtype=np.int64),
-            np.zeros((0, 9), dtype=np.int64),
-        )
+        return _without_labels(_open(root, entry.path, options, entry.axes), options, block)
     volume = _open_labels(root, entry.label_path, options)
     grid = options.grid(volume.size)
     region = grid.region_of(block)
     labels = whole_numbers(volume.read(region)[0], volume.source)
     crops, objects = [], []
     for number, crop in grid.crops_of(block):
-        inside = tuple(
-            slice(part.start - whole.start, part.stop - whole.start)
-            for part, whole in zip(crop, region, strict=True)
-        )
+        inside = _within(crop, region)
         found = label_objects(labels[inside], volume.source)
         kept = found.voxels >= options.min_volume
         count = int(kept.sum())
@@ -215,6 +211,30 @@ def whole_numbers(values: npt.NDArray[Any], source: str) -> npt.NDArray[Any]:
     if not np.array_equal(whole, values):
         raise DataError(f"{source}: labels must be whole numbers, found {values[whole != values].flat[0]}")
     return whole
+
+
+def _without_labels(volume: Volume, options: IndexOptions, block: Index) -> IndexedBlock:
+    """Return the crops in a block of the grid; which show more than background, their intensities tell."""
+    grid = options.grid(volume.size)
+    counts = [-1] * len(crops := list(grid.crops_of(block)))
+    if options.min_intensity is not None:
+        region = grid.region_of(block)
+        bright = (volume.read(region) >= options.min_intensity).any(axis=0)
+        missing = volume.missing(region) if options.allow_missing_chunks else None
+        if missing is not None:
+            bright &= ~missing
+        counts = [int(np.count_nonzero(bright[_within(crop, region)])) for _, crop in crops]
+        counts = [count if count >= options.min_volume else 0 for count in counts]
+    rows = [(number, -1, count) for (number, _), count in zip(crops, counts, strict=True)]
+    return IndexedBlock(np.array(rows, dtype=np.int64), np.zeros((0, 9), dtype=np.int64))
+
+
+def _within(crop: Index, region: Index) -> Index:
+    """Return where a crop lies in a region that holds it."""
+    return tuple(
+        slice(part.start - whole.start, part.stop - whole.start)
+        for part, whole in zip(crop, region, strict=True)
+    )
 
 
 def _open(root: Path, path: str, options: IndexOptions, axes: str | None = None) -> Volume:
