@@ -216,14 +216,21 @@ def renumber(label_map: np.ndarray) -> tuple[Int[Tensor, "*spatial"], np.ndarray
     lowest = int(label_map.min()) if label_map.size else 0
     if lowest < 0:
         raise DataError(f"instance ids must be 0 (background) or above, the label map holds {lowest}")
-    if label_map.size and int(label_map.max()) < 2**22:
-        present = np.bincount(label_map.ravel()) > 0
+    highest = int(label_map.max()) if label_map.size else 0
+    if label_map.size and highest < 2**22:
+        values = label_map.ravel()
+        ends = np.append(
+            (values[1:] != values[:-1]).nonzero()[0], -1
+        )  # of runs of one id: few beside all elements
+        present = np.zeros(highest + 1, dtype=bool)
+        present[values[ends].astype(np.intp)] = True
         present[0] = False
         ids = present.nonzero()[0]
         if len(ids) == len(present) - 1:  # 1..n already
             return torch.from_numpy(label_map.astype(np.int32)), ids
-        table = np.cumsum(present, dtype=np.int32) * present
-        return torch.from_numpy(table.astype(np.int32)[label_map]), ids
+        table = np.where(present, np.cumsum(present, dtype=np.int32), np.int32(0))
+        numbers = table.take(values.astype(np.intp, copy=False), mode="clip")
+        return torch.from_numpy(numbers.reshape(label_map.shape)), ids
     ids, inverse = np.unique(label_map, return_inverse=True)
     background = bool(len(ids)) and ids[0] == 0
     numbers = inverse.reshape(label_map.shape).astype(np.int32) + (0 if background else 1)

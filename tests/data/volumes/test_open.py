@@ -15,6 +15,7 @@ import zarr
 
 import pixvox
 from pixvox.data.images import read_image
+from pixvox.data.volumes.formats import mapped
 from pixvox.data.volumes.formats import tiff as lazy_tiff
 from pixvox.data.volumes.open import open_volume
 from pixvox.errors import DataError
@@ -554,3 +555,24 @@ def test_files_beyond_memory_are_read_in_megabytes(tmp_path):
 
 def test_it_is_public():
     assert pixvox.open_volume is open_volume
+
+
+def test_a_mapped_file_is_mapped_again_when_it_is_replaced_or_much_of_it_was_read(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.full((8, 8, 8), 1, np.uint16))
+    volume, everything = open_volume(tmp_path / "a.npy", 3), (slice(0, 8),) * 3
+    part = (slice(0, 1),) * 3
+    first = volume.read(part)
+    kept = volume.array._map
+    assert volume.read(part) == 1 and volume.array._map is kept
+    first[:] = 5  # the caller's own
+    assert volume.read(part) == 1
+    np.save(tmp_path / "b.npy", np.full((8, 8, 8), 2, np.uint16))
+    os.replace(tmp_path / "b.npy", tmp_path / "a.npy")
+    assert (volume.read(everything) == 2).all()
+    monkeypatch.setattr(mapped, "MOST_MAPPED", 1000)
+    before = volume.array._map
+    assert (volume.read(everything) == 2).all() and volume.array._map is not before
+    assert (pickle.loads(pickle.dumps(volume)).read(everything) == 2).all()
+    os.truncate(tmp_path / "a.npy", 200)
+    with pytest.raises(DataError, match="gone or cut off"):
+        volume.read(part)

@@ -49,14 +49,18 @@ class Layout:
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
         """Return what was read at ``index``, or a whole array, as ``(channels, *spatial)``."""
-        whole = tuple(
-            (self.fixed[axis] if block.shape[axis] > 1 else 0) if axis in self.fixed else slice(None)
-            for axis in range(block.ndim)
-        )
-        kept = [axis for axis in range(block.ndim) if axis not in self.fixed]
-        stored = [kept.index(place) for place in self.places if place is not None]
-        absent = [axis for axis, place in enumerate(self.places) if place is None]
-        return np.expand_dims(block[whole].transpose(stored), absent)
+        if self.fixed:
+            whole = tuple(
+                (self.fixed[axis] if block.shape[axis] > 1 else 0) if axis in self.fixed else slice(None)
+                for axis in range(block.ndim)
+            )
+            block = block[whole]
+        stored = [
+            place - sum(axis < place for axis in self.fixed) for place in self.places if place is not None
+        ]
+        if stored != sorted(stored):
+            block = block.transpose(stored)
+        return block[tuple(None if place is None else slice(None) for place in self.places)]
 
 
 def find_layout(

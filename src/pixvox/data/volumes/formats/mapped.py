@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,11 +17,18 @@ from pixvox.data.volumes.formats.stored_array import Header
 from pixvox.errors import DataError
 
 
+MOST_MAPPED = 256 * 2**20
+"""Bytes that are read through one map of a file: the system counts them as memory of the process."""
+
+_FAULT = 64 * 1024  # bytes that the system makes available around each one that is read
+
+
 class MappedFile:
     """A part of a file as an array.
 
-    The file is mapped anew for each read: that costs microseconds, memory holds no more than the region, the object
-    can be pickled as it is, and a file that has become shorter is an error instead of the end of the process.
+    The map is kept, because the system looks up every page of a new one again, and given up after ``MOST_MAPPED`` bytes.
+    A file that has been replaced is mapped again; one that has become shorter is an error instead of the end of the
+    process. Another process maps the file for itself.
 
     Args:
         path: The file.
@@ -39,13 +48,35 @@ class MappedFile:
     ) -> None:
         self.path, self.header, self.stored_dtype = path, header, stored_dtype
         self.offset, self.order = offset, order
+        self._map: _Map | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
 
     def read(self, index: Index) -> np.ndarray:
-        """Return a copy of the values at ``index``.
+        """Return the values at ``index`` as they lie in the file: a view for reading, which is soon to be copied.
 
         Raises:
             DataError: If the file is gone or has become shorter.
         """
+        now = self._state()
+        known = self._map
+        if known is None or known.state != now or known.bytes_held > MOST_MAPPED:
+            known = self._map = _Map(self._values(), now)
+        part = known.values[index]
+        known.bytes_held = min(known.bytes_held + _touched(part), known.values.nbytes)
+        return part
+
+    def _state(self) -> tuple[int, int, int] | None:
+        """Return what tells the file from another one in its place; None where there is none."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _values(self) -> np.ndarray:
+        """Map the file."""
         try:
             values = np.memmap(
                 self.path, self.stored_dtype, "r", self.offset, self.header.shape, order=self.order
@@ -55,7 +86,7 @@ class MappedFile:
                 f"{self.path}: the file is gone or cut off: its {self.header.shape} values of type "
                 f"{self.stored_dtype} cannot be mapped ({error})"
             ) from error
-        return np.array(values[index])
+        return np.asarray(values)  # slices of a plain array take less time
 
     def check_size(self) -> None:
         """Refuse a file that is shorter than its array.
@@ -74,6 +105,22 @@ class MappedFile:
     def missing(self, index: Index) -> Sequence[tuple[str, Index]]:
         """Return nothing: every value has its place in the file."""
         return ()
+
+
+@dataclass
+class _Map:
+    """A map of a file, and how much of it the process has looked at."""
+
+    values: np.ndarray
+    state: tuple[int, int, int] | None
+    bytes_held: int = 0
+
+
+def _touched(part: np.ndarray) -> int:
+    """Return at most how many bytes of memory a part of a map takes."""
+    span = sum((length - 1) * abs(step) for length, step in zip(part.shape, part.strides, strict=True))
+    rows = part.size // max(part.shape, default=1) if part.size else 0
+    return int(min(span + part.itemsize, rows * (_FAULT + part.nbytes // max(rows, 1))))
 
 
 def open_npy(path: Path) -> MappedFile:
