@@ -39,24 +39,28 @@ def test_many_labels_need_no_table_of_all_pairs(monkeypatch):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("only_background", [False, True])
-def test_painting_leaves_what_has_no_number(size, only_background):
-    labels, canvas = _labels(size, 3), _labels(size, 2, seed=2, dtype=np.uint32)
-    expected = canvas.copy()
-    numbers = np.array([0, 70, 0, 90])
-    for label, value in ((1, 70), (3, 90)):
-        free = canvas == 0 if only_background else np.ones(size, dtype=bool)
-        expected[(labels == label) & free] = value
-    label_maps.paint(canvas, labels, numbers, only_background)
-    assert np.array_equal(canvas, expected)
+def test_relabelling_looks_up_the_number_of_each_label(size):
+    labels, numbers, out = _labels(size, 3), np.array([4, 70, 0, 90]), np.full(size, 7, dtype=np.uint32)
+    label_maps.relabel(labels, numbers, out)
+    assert np.array_equal(out, numbers[labels])
 
 
-def test_a_part_of_a_canvas_is_painted_in_place():
+def test_a_part_of_a_map_is_relabelled_in_place():
     canvas = np.zeros((4, 6, 8), dtype=np.uint32)
     labels = _labels((2, 3, 4), 2)
-    label_maps.paint(canvas[1:3, 2:5, 4:], labels, np.array([0, 5, 6]))
+    label_maps.relabel(labels, np.array([0, 5, 6]), canvas[1:3, 2:5, 4:])
     assert np.array_equal(canvas[1:3, 2:5, 4:], np.array([0, 5, 6])[labels])
     assert np.count_nonzero(canvas) == np.count_nonzero(labels)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_filling_leaves_what_is_painted_and_what_has_no_number(size):
+    labels, canvas = _labels(size, 3), _labels(size, 2, seed=2, dtype=np.uint32)
+    expected = canvas.copy()
+    for label, value in ((1, 70), (3, 90)):
+        expected[(labels == label) & (canvas == 0)] = value
+    label_maps.fill_background(canvas, labels, np.array([0, 70, 0, 90]))
+    assert np.array_equal(canvas, expected)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -11,7 +11,7 @@ from pixvox.inference.blocks import Block
 from pixvox.inference.object_table import ObjectTable
 from pixvox.inference.stitched_objects import StitchedObjects, in_order
 from pixvox.inference.windows import window_of
-from pixvox.ops.label_maps import Shapes, paint, shapes
+from pixvox.ops.label_maps import Shapes, relabel, shapes
 from pixvox.progress import progress
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def write_objects(
         places, present = found.labels(block)
         image = None if volume is None else window_of(volume, block.core, in_channels)
         measured = shapes(places, len(present), image)
-        ids = np.zeros(places.shape, dtype=labels.dtype)
-        paint(ids, places, np.concatenate([[0], present]))
+        ids = np.empty(places.shape, dtype=labels.dtype)
+        relabel(places, np.concatenate([[0], present]), ids)
         labels[block.core] = ids
         return block, present, measured
 

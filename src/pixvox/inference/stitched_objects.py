@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Integer
 from pixvox.inference.blocks import Block, Blocks, intersection, within
 from pixvox.inference.stitching import Pieces, join, match, number
 from pixvox.inference.tile_store import TileStore
-from pixvox.ops.label_maps import paint
+from pixvox.ops.label_maps import fill_background, relabel
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class StitchedObjects:
         overlooked = self.fills[start:end, 1]
         present = np.unique(np.concatenate([own, self.ids[overlooked]]))
         present = present[present > 0]
-        canvas = np.zeros(tuple(part.stop - part.start for part in block.core), dtype=np.uint32)
+        canvas = np.empty(tuple(part.stop - part.start for part in block.core), dtype=np.uint32)
         for place, labels in self.store.pieces(block, block.core):
-            paint(canvas[within(place, block.core)], labels, _places(own, present))
+            relabel(labels, _places(own, present), canvas[within(place, block.core)])
         if len(overlooked):
             self._fill(canvas, block, overlooked, present)
         return canvas, present
@@ -109,14 +109,14 @@ class StitchedObjects:
             numbers = np.zeros(last - first + 1, dtype=np.int64)
             numbers[chosen - first + 1] = self.ids[chosen]
             part = canvas[within(region, block.core)]
-            paint(part, self.store.read(other, region), _places(numbers, present), only_background=True)
+            fill_background(part, self.store.read(other, region), _places(numbers, present))
 
     def label_map(self) -> Integer[np.ndarray, "*size"]:
         """Return the ids of the whole volume, in memory."""
-        whole = np.zeros(self.blocks.size, dtype=np.int32)
+        whole = np.empty(self.blocks.size, dtype=np.int32)
         for block in self.blocks:
             places, present = self.labels(block)
-            paint(whole[block.core], places, np.concatenate([[0], present]))
+            relabel(places, np.concatenate([[0], present]), whole[block.core])
         return whole
 
     def _numbers(self, block: Block) -> np.ndarray:

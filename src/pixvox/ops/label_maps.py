@@ -57,8 +57,10 @@ def overlaps(first: Integer[np.ndarray, "*size"], second: Integer[np.ndarray, "*
 
         table = pair_table(first, second, rows, columns)
     else:
-        keys = first.ravel() * np.int64(columns) + second.ravel()
+        shown = (first != 0) | (second != 0)  # most elements are background in both
+        keys = first[shown] * np.int64(columns) + second[shown]
         table = np.bincount(keys, minlength=rows * columns).reshape(rows, columns)
+        table[0, 0] = first.size - len(keys)
     inner = table[1:, 1:]
     pairs = np.nonzero(inner)
     return Overlaps(pairs[0] + 1, pairs[1] + 1, inner[pairs], table.sum(axis=1), table.sum(axis=0))
@@ -74,34 +76,53 @@ def _sparse_overlaps(first: np.ndarray, second: np.ndarray, rows: int, columns: 
     return Overlaps(keys // columns, keys % columns, counts, sizes, other_sizes)
 
 
-def paint(
+def relabel(
+    labels: Integer[np.ndarray, "*size"],
+    numbers: Int[np.ndarray, " labels"],
+    out: Shaped[np.ndarray, "*size"],
+) -> None:
+    """Write the number of each label.
+
+    Args:
+        labels: At most one below the length of ``numbers``.
+        numbers: Of each label, the background's in front.
+        out: Integers, written in place.
+
+    Example:
+        >>> out = np.empty(4, dtype=np.uint32)
+        >>> relabel(np.array([0, 1, 2, 2]), np.array([0, 7, 9]), out)
+        >>> out.tolist()
+        [0, 7, 9, 9]
+    """
+    table = numbers.astype(out.dtype)
+    if has_numba():
+        from pixvox.ops.kernels.cpu_labels import relabel as relabel_numba
+
+        relabel_numba(labels, table, out)
+        return
+    np.take(table, labels, out=out, mode="clip")  # "raise" would take a copy first
+
+
+def fill_background(
     canvas: Shaped[np.ndarray, "*size"],
     labels: Integer[np.ndarray, "*size"],
     numbers: Int[np.ndarray, " labels"],
-    only_background: bool = False,
 ) -> None:
-    """Write the number of each label into a canvas.
+    """Write the number of each label where a canvas is still 0.
 
     Args:
         canvas: Integers; changed in place.
         labels: What is painted.
-        numbers: Of each label, the background's in front: 0 leaves what is there.
-        only_background: Leave what is not 0, too.
+        numbers: Of each label, the background's in front; 0 leaves what is there.
 
     Example:
-        >>> canvas = np.zeros(4, dtype=np.uint32)
-        >>> paint(canvas, np.array([0, 1, 2, 2]), np.array([0, 7, 9]))
+        >>> canvas = np.array([5, 0, 0, 0])
+        >>> fill_background(canvas, np.array([1, 1, 2, 0]), np.array([0, 7, 9]))
         >>> canvas.tolist()
-        [0, 7, 9, 9]
+        [5, 7, 9, 0]
     """
-    table = numbers.astype(canvas.dtype)
-    if has_numba():
-        from pixvox.ops.kernels.cpu_labels import paint as paint_numba
-
-        paint_numba(canvas, labels, table, only_background)
-        return
-    values = table[labels]
-    np.copyto(canvas, values, where=(values != 0) & (canvas == 0) if only_background else values != 0)
+    values = numbers.astype(canvas.dtype)[labels]
+    np.copyto(canvas, values, where=(values != 0) & (canvas == 0))
 
 
 class Shapes(NamedTuple):

@@ -14,10 +14,10 @@ def pair_table(first: _Array, second: _Array, rows: int, columns: int) -> _Array
     return table
 
 
-def paint(canvas: _Array, labels: _Array, numbers: _Array, only_background: bool) -> None:
-    """Write the number of each label into a canvas; twin of ``label_maps.paint``, up to three axes."""
-    lead = (None,) * (3 - canvas.ndim)
-    _paint(canvas[lead], labels[lead], numbers, only_background)
+def relabel(labels: _Array, numbers: _Array, out: _Array) -> None:
+    """Write the number of each label; twin of ``label_maps.relabel``, up to three axes."""
+    lead = (None,) * (3 - out.ndim)
+    _relabel(labels[lead], numbers, out[lead])
 
 
 def shapes(labels: _Array, count: int, image: _Array | None) -> tuple[_Array, ...]:
@@ -87,12 +87,8 @@ def _count_pairs(first: _Array, second: _Array, table: _Array) -> None:
 
 
 @_compiled_exactly
-def _paint(canvas: _Array, labels: _Array, numbers: _Array, only_background: bool) -> None:
+def _relabel(labels: _Array, numbers: _Array, out: _Array) -> None:
     for z in range(labels.shape[0]):
         for y in range(labels.shape[1]):
             for x in range(labels.shape[2]):
-                label = labels[z, y, x]
-                if label != 0:
-                    number = numbers[label]
-                    if number != 0 and (not only_background or canvas[z, y, x] == 0):
-                        canvas[z, y, x] = number
+                out[z, y, x] = numbers[labels[z, y, x]]
