@@ -155,7 +155,9 @@ def _write_pictures(shapes: Shapes | Digits, root: Path, split: str) -> None:
                     "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "segmentation": rle,
                 }
             )  # fmt: skip
-    description = {"name": shapes.metadata.name, "task": shapes.metadata.task, "dims": 2}
+    description = {
+        "name": shapes.metadata.name, "origin": "synthetic", "task": shapes.metadata.task, "dims": 2
+    }  # fmt: skip
     if semantic:
         _write_json(root / "dataset.json", description | {"classes": list(shapes.metadata.class_names)})
         return
@@ -175,8 +177,8 @@ def _write_nuclei(nuclei: Nuclei3d, root: Path, split: str, file_format: str) ->
         write(images / f"{index:06d}{suffix}", volume.image, spacing)
         write(labels / f"{index:06d}{suffix}", _smallest_ids(volume.label_map), spacing)
     described = {
-        "name": "nuclei3d", "task": "instance", "dims": 3, "classes": list(nuclei.metadata.class_names),
-        "axes": "ZYX", "voxel_size_um": spacing,
+        "name": "nuclei3d", "origin": "synthetic", "task": "instance", "dims": 3,
+        "classes": list(nuclei.metadata.class_names), "axes": "ZYX", "voxel_size_um": spacing,
     }  # fmt: skip
     _write_json(root / "dataset.json", described)
 

@@ -96,6 +96,27 @@ def test_splits_of_the_catalogue_win_and_new_volumes_move_few(tmp_path):
         split_volumes(volumes(2), "volume", {"test": 0.5, "val": 0.5}, seed=0)
 
 
+def test_each_origin_has_its_own_val_and_an_experiment_stays_whole(tmp_path):
+    write_volumes(tmp_path, count=10, size=(4, 16, 16), objects=2)
+    rows = ["path,label_path,experiment,origin,split"]
+    rows += [f"images/v{i}.npy,labels/v{i}.npy,day {i // 2},{'real' if i < 6 else 'synthetic'},"
+             f"{'val' if i == 8 else ''}" for i in range(10)]  # fmt: skip
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    build_catalogue(tmp_path / "table.csv", tmp_path / "c.sqlite", CROP)
+    volumes = Catalogue(tmp_path / "c.sqlite").volumes
+    for seed in range(5):
+        splits = split_volumes(volumes, "volume", {"val": 0.3}, seed)
+        assert splits["val"] & {7, 8, 9, 10} == {9} and len(splits["val"]) == 3
+        days = split_volumes(volumes, "experiment", {"val": 0.3}, seed)
+        assert days["val"] & {7, 8, 9, 10} == {9, 10} and len(days["val"]) == 4
+        assert days["val"] & {*range(1, 7)} in ({1, 2}, {3, 4}, {5, 6})
+        assert all(own.isdisjoint(splits["train"]) for own in (splits["val"], splits["test"]))
+    with pytest.raises(
+        DataError, match="1 labelled volumes of origin real cannot be parted into train and val"
+    ):
+        split_volumes({n: volumes[n] for n in (1, 8, 9)}, "volume", {"val": 0.3}, 0)
+
+
 def test_empty_crops_come_by_their_share(made):
     path, _ = made
     shown = CatalogueCrops(path)

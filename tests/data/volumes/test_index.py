@@ -7,9 +7,11 @@ import signal
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from catalogues import content, crops_of, write_volume, write_volumes
 from pixvox.cli import run
+from pixvox.data.make import make_dataset
 from pixvox.data.volumes import index as module
 from pixvox.data.volumes import index_volume
 from pixvox.data.volumes.catalogue import Catalogue
@@ -84,6 +86,64 @@ def test_crops_without_labels_are_empty_where_nothing_is_bright(tmp_path):
     middle = int(np.median(crops.foreground))
     chosen = catalogue.select(f"label_path IS NULL AND foreground > {middle}")
     assert chosen.tolist() == (np.flatnonzero(crops.foreground > middle) + 9).tolist()
+
+
+def test_synthetic_and_real_volumes_share_a_catalogue_and_are_told_apart(tmp_path):
+    made = make_dataset(
+        "nuclei3d", tmp_path / "a", num_train=2, num_val=1, image_size=[8, 20, 24], count=[2, 4],
+        radius=[3.0, 4.0], format="zarr",
+    )  # fmt: skip
+    write_volumes(tmp_path / "lab", count=2)
+    (tmp_path / "raw" / "images").mkdir(parents=True)
+    np.save(tmp_path / "raw" / "images" / "r.npy", np.ones((4, 16, 16), dtype=np.uint8))
+    words = [str(tmp_path / name) for name in ("lab", "a", "raw")]
+    assert (
+        run(
+            [
+                "data",
+                "index",
+                *words,
+                "--out",
+                str(tmp_path / "c.sqlite"),
+                "--size",
+                "4,16,16",
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
+    catalogue = Catalogue(tmp_path / "c.sqlite")
+    found = [(v.entry, v.flags["origin"], v.split) for v in catalogue.volumes.values()]
+    assert found == [
+        ("lab/images/v0.npy", "lab", None), ("lab/images/v1.npy", "lab", None),
+        *((f"a/images/train/00000{i}.zarr", "synthetic", "train") for i in range(2)),
+        ("a/images/val/000000.zarr", "synthetic", "val"), ("raw/images/r.npy", "raw", None),
+    ]  # fmt: skip
+    spacing = json.loads((made / "dataset.json").read_text())["voxel_size_um"]
+    assert [list(v.spacing or ()) for v in catalogue.volumes.values()] == [[]] * 2 + [spacing] * 3 + [[]]
+    synthetic = catalogue.select("origin = 'synthetic'", empty=True)
+    assert set(catalogue.volumes_of(synthetic)) == {3, 4, 5}
+    labels = np.asarray(zarr.open(made / "labels" / "train" / "000001.zarr"))
+    own = [c for c in content(catalogue) if c[0] == "a/images/train/000001.zarr"]
+    assert own == [("a/images/train/000001.zarr", *crop) for crop in crops_of(labels, CROP)]
+    write_volume(tmp_path / "lab", "v2", seed=5)
+    assert renew_catalogue(tmp_path / "c.sqlite").read == ["lab/images/v2.npy"]
+    with pytest.raises(DataError, match=r"lab and .*lab names images/v0.npy twice"):
+        build_catalogue([tmp_path / "lab"] * 2, tmp_path / "d.sqlite", CROP)
+
+
+def test_the_folder_says_the_spacing_that_its_files_do_not(tmp_path):
+    write_volumes(tmp_path, count=1)
+    (tmp_path / "dataset.json").write_text('{"voxel_size_um": [2, 0.5, 0.5], "origin": "day 1"}')
+    build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP)
+    (volume,) = Catalogue(tmp_path / "c.sqlite").volumes.values()
+    assert volume.spacing == (2, 0.5, 0.5) and volume.flags == {"origin": "day 1"}
+    build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP, spacing=(3, 1, 1))
+    assert Catalogue(tmp_path / "c.sqlite").volumes[1].spacing == (3, 1, 1)
+    (tmp_path / "dataset.json").write_text('{"voxel_size_um": [0.5, 0.5]}')
+    with pytest.raises(DataError, match=r"spacing of 2 axes, \[0.5, 0.5\]; it needs 3"):
+        build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP)
 
 
 def test_slides_go_the_same_way(tmp_path):
@@ -290,7 +350,7 @@ def test_splits_and_experiments_come_from_the_folders(tmp_path):
             file = tmp_path / kind / split / f"{name}.tif"
             file.parent.mkdir(parents=True, exist_ok=True)
             tifffile.imwrite(file, np.eye(20, dtype=np.uint8))
-    _, entries = read_entries(tmp_path)
+    _, entries = read_entries([tmp_path])
     assert [(entry.split, entry.experiment) for entry in entries] == [
         ("train", "embryo 1"), ("train", "embryo 2"), ("val", None)
     ]  # fmt: skip

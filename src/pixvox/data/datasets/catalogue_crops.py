@@ -212,9 +212,10 @@ def split_volumes(
 ) -> dict[str, set[int]]:
     """Return the numbers of the volumes of each split.
 
-    A split that the catalogue names for any volume is what it says. Others are drawn from the labelled volumes that are
-    left; adding volumes moves few from one split to another, because each has its place in the draw by its name.
-    Volumes without labels are in ``"train"``, or in none where their experiment is in another.
+    A split that the catalogue names for any volume of an origin is what it says. Others are drawn from the labelled
+    volumes that are left, for each ``origin`` by itself; adding volumes moves few from one split to another, because
+    each has its place in the draw by its name. Volumes without labels are in ``"train"``, or in none where their
+    experiment is in another.
 
     Args:
         volumes: Volumes by number.
@@ -232,27 +233,53 @@ def split_volumes(
     splits: dict[str, set[int]] = {"train": set(), "val": set(), "test": set()}
     groups: dict[str, set[int]] = {}
     for number, volume in volumes.items():
-        if volume.split in ("val", "test"):
-            splits[volume.split].add(number)
+        name = (volume.experiment if by == "experiment" else None) or volume.entry
+        groups.setdefault(name, set()).add(number)
+    origins: dict[str, dict[str, set[int]]] = {}
+    for name, own in groups.items():
+        held_out = {"val", "test"} & {volumes[number].split or "" for number in own}
+        if held_out:  # what is not named goes with the rest of its experiment
+            for number in own:
+                splits[volumes[number].split or max(held_out)].add(number)
         else:
-            name = (volume.experiment if by == "experiment" else None) or volume.entry
-            groups.setdefault(name, set()).add(number)
-    labelled = [name for name, own in groups.items() if any(volumes[number].label_path for number in own)]
-    order = sorted(labelled, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
-    drawn = {name: share for name, share in fractions.items() if share and not splits[name]}
-    if len(order) <= len(drawn):
-        raise DataError(
-            f"{len(order)} labelled {by}s cannot be parted into train and {' and '.join(drawn)}; add some, name the "
-            "splits in a column split of the table, or part by volume"
-        )
-    for place, (name, share) in enumerate(drawn.items(), 1):
-        spare = len(drawn) - place + 1  # one is left for train and for each split to come
-        for group in order[: min(max(1, round(share * len(labelled))), len(order) - spare)]:
-            splits[name] |= groups.pop(group)
-            order.remove(group)
-    splits["train"] = set().union(*groups.values())
+            origins.setdefault(_origin(volumes[min(own)]), {})[name] = own
+    for origin, alike in origins.items():
+        named = {volume.split for volume in volumes.values() if _origin(volume) == origin}
+        shares = {name: share for name, share in fractions.items() if share and name not in named}
+        what = f"{by}s" if len(origins) == 1 else f"{by}s of origin {origin}"
+        for name, own in _draw(volumes, alike, shares, seed, what).items():
+            splits[name] |= own
     bare = {number for number, volume in volumes.items() if volume.label_path is None}
     return {name: own if name == "train" else own - bare for name, own in splits.items()}
+
+
+def _origin(volume: CatalogueVolume) -> str:
+    return str(volume.flags.get("origin"))
+
+
+def _draw(
+    volumes: Mapping[int, CatalogueVolume],
+    groups: Mapping[str, set[int]],
+    shares: Mapping[str, float],
+    seed: int,
+    what: str,
+) -> dict[str, set[int]]:
+    """Part groups of volumes: those with labels by their shares, what is left is for training."""
+    labelled = [name for name, own in groups.items() if any(volumes[number].label_path for number in own)]
+    order = sorted(labelled, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    if shares and labelled and len(order) <= len(shares):
+        raise DataError(
+            f"{len(order)} labelled {what} cannot be parted into train and {' and '.join(shares)}; add some, name the "
+            "splits in a column split of the table, or part by volume"
+        )
+    left = dict(groups)
+    parts: dict[str, set[int]] = {name: set() for name in shares}
+    for place, (name, share) in enumerate(shares.items(), 1):
+        spare = len(shares) - place + 1  # one is left for train and for each split to come
+        for group in order[: min(max(1, round(share * len(labelled))), len(order) - spare)]:
+            parts[name] |= left.pop(group)
+            order.remove(group)
+    return parts | {"train": set().union(*left.values())}
 
 
 def _open(path: str | Path, on_change: OnChange, root: str | Path | None) -> Catalogue:

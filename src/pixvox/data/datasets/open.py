@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pixvox.data.dataset import Dataset, Subset
 from pixvox.data.datasets.coco import CocoDataset
+from pixvox.data.datasets.description import read_description
 from pixvox.data.datasets.guess import guess_labels
 from pixvox.data.datasets.label_folder import LabelFolder
 from pixvox.data.datasets.layout import SPLITS, Layout, Split, find_layout
@@ -69,7 +69,7 @@ def open_dataset(
         raise DataError(f"percentiles must be two ascending numbers in 0..100, got {list(percentiles)}")
     if spatial_dims not in (None, 2, 3):
         raise DataError(f"spatial_dims must be 2 (images) or 3 (volumes), got {spatial_dims}")
-    stated = _read_description(root)
+    stated = read_description(root)
     layout = find_layout(root)
     chosen, part = _choose(layout, root, split)
     common: dict[str, Any] = {
@@ -143,37 +143,6 @@ def _find_dims(images: Path) -> int:
     if first is None:
         raise DataError(f"{images} holds no image that can be read")
     return len(read_image(first, allow_missing_chunks=True).size)
-
-
-def _read_description(root: Path) -> dict[str, Any]:
-    file = root / "dataset.json"
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file} must hold an object with name, task, dims, classes")
-    for key, (fits, wanted) in _STATED.items():
-        if content.get(key) is not None and not fits(content[key]):
-            raise DataError(f"{file}: {key} must be {wanted}, got {content[key]!r}")
-    return content
-
-
-def _are_steps(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(step, (int, float)) and step > 0 for step in value)
-
-
-_STATED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "task": (lambda value: value in ("instance", "semantic"), "instance or semantic"),
-    "dims": (lambda value: value in (2, 3), "2 (images) or 3 (volumes)"),
-    "classes": (bool, "a list of names, or absent"),
-    "ignore_index": (lambda value: isinstance(value, int), "a whole number, or absent"),
-    "voxel_size_um": (_are_steps, "a list of positive numbers per axis in array order"),
-    "spacing": (_are_steps, "a list of positive numbers per axis in array order"),
-}
-"""What ``dataset.json`` may state, and the form it must have."""
 
 
 def _log_found(dataset: Dataset, split: str, chosen: Split) -> None:

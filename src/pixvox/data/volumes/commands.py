@@ -117,9 +117,9 @@ def data_convert(
 
 def data_index(
     source: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="FOLDER|TABLE",
+            metavar="FOLDER|TABLE...",
             help="images/ with labels/; or .csv or .json with path, label_path, experiment, split, more.",
         ),
     ],

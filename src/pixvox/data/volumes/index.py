@@ -18,7 +18,7 @@ from pixvox.data.download import locked
 from pixvox.data.volumes.catalogue import Catalogue, is_foreign
 from pixvox.data.volumes.catalogue_writer import Volume, volume_rows, write_catalogue
 from pixvox.data.volumes.index_findings import INTENSITY, Findings
-from pixvox.data.volumes.index_source import choose, read_entries
+from pixvox.data.volumes.index_source import choose, names_of, read_entries
 from pixvox.data.volumes.index_volume import (
     BLOCK_VOXELS,
     IndexOptions,
@@ -62,7 +62,7 @@ class Indexed:
 
 
 def build_catalogue(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     out: str | Path,
     size: Sequence[int] = (64, 128, 128),
     overlap: float = 0.0,
@@ -87,14 +87,14 @@ def build_catalogue(
 
     Args:
         source: A folder with images beside label maps, or a CSV or JSON table with the columns path, label_path,
-            experiment, split, axes, and any others.
+            experiment, split, axes, and any others; or several, which a column ``origin`` tells apart.
         out: The catalogue.
         size: Lengths of a crop in array order: three for volumes, two for slides.
         overlap: Share of a crop that the next one along an axis has, too, in [0, 1).
         cover: As in ``CropGrid``.
         min_volume: Objects with fewer voxels in a crop are left out there.
         where: SQL on the columns of the table that chooses volumes, as in ``"grade > 2"``.
-        root: Folder that all files lie in; by default the folder, or that of the table.
+        root: Folder that all files lie in; by default that of the source, or the one that holds all of several.
         spacing: Size of a pixel or voxel per axis in array order, for files that do not say.
         unit: Unit of ``spacing``, ``"um"`` or ``"mm"``.
         percentiles: Low and high percentile of the intensities that are noted.
@@ -109,7 +109,7 @@ def build_catalogue(
         ConfigError: If an option is out of range.
         DataError: If the source or a volume cannot be read, or the catalogue cannot be written.
     """
-    source, out = Path(source), Path(out)
+    sources, out = [Path(each) for each in _several(source)], Path(out)
     options = IndexOptions(
         tuple(size),
         overlap,
@@ -124,11 +124,11 @@ def build_catalogue(
     _check(options, workers)
     if out.exists() and is_foreign(out):
         raise DataError(f"{out} is no catalogue and is not replaced; choose another --out, or remove it")
-    base, entries = read_entries(source, None if root is None else Path(root))
+    base, entries = read_entries(sources, None if root is None else Path(root))
     if where is not None:
-        entries = choose(entries, where, source)
+        entries = choose(entries, where, names_of(sources))
     stated = {
-        "source": _seen_from(out, source),
+        "source": [_seen_from(out, each) for each in sources],
         "root": None if root is None else _seen_from(out, Path(root)),
         "where": where,
         **asdict(options),
@@ -169,9 +169,9 @@ def renew_catalogue(path: str | Path, workers: int = 1) -> Indexed:
     catalogue = Catalogue(path)
     stated = dict(catalogue.options)
     folder = catalogue.path.parent
-    source, root = Path(os.path.normpath(folder / stated.pop("source"))), stated.pop("root")
+    sources, root = [os.path.normpath(folder / each) for each in stated.pop("source")], stated.pop("root")
     return build_catalogue(
-        source,
+        sources,
         path,
         root=None if root is None else os.path.normpath(folder / root),
         workers=workers,
@@ -294,6 +294,10 @@ def _say_what_changed(old: Catalogue | None, volumes: Sequence[Volume]) -> None:
 def _summary(out: Path, read: list[str], written: bool) -> Indexed:
     catalogue = Catalogue(out)
     return Indexed(str(out), len(catalogue.volumes), *catalogue.totals(), read=read, written=written)
+
+
+def _several(source: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [source] if isinstance(source, (str, Path)) else source
 
 
 def _seen_from(out: Path, place: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which volumes a catalogue is to hold: those of a folder, or of a table with columns for anything else."""
+"""Which volumes a catalogue is to hold: those of folders, or of tables with columns for anything else."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import re
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pixvox.data.datasets.layout import find_layout
+from pixvox.data.datasets.description import read_description
+from pixvox.data.datasets.layout import IMAGE_FOLDERS, Layout, Split, find_layout
 from pixvox.data.datasets.pairing import pair_files
 from pixvox.data.volumes.catalogue import RESERVED, below
 from pixvox.errors import DataError
@@ -36,6 +37,7 @@ class Entry:
         split: ``"train"``, ``"val"``, ``"test"``, or None.
         axes: A letter per stored axis; None for what the file says.
         flags: Any further columns.
+        spacing: Size of a pixel or voxel per axis in array order, for a file that does not say; in micrometres.
     """
 
     path: str
@@ -44,38 +46,56 @@ class Entry:
     split: str | None = None
     axes: str | None = None
     flags: dict[str, Any] = field(default_factory=dict)
+    spacing: tuple[float, ...] | None = None
 
 
-def read_entries(source: Path, root: Path | None = None) -> tuple[Path, list[Entry]]:
+def read_entries(sources: Sequence[Path], root: Path | None = None) -> tuple[Path, list[Entry]]:
     """Return the root and the volumes below it.
 
+    Where there are several sources, a column ``origin`` tells their volumes apart: what a table or ``dataset.json``
+    says it is, else the name of the folder or table.
+
     Args:
-        source: A folder with images beside label maps, or a CSV or JSON table.
-        root: Folder that all files lie in; by default the folder, or the one that the table lies in.
+        sources: Folders with images beside label maps, and CSV or JSON tables.
+        root: Folder that all files lie in; by default the folder, the one that the table lies in, or the innermost that
+            holds all of these.
 
     Raises:
-        DataError: If it cannot be read, or names a file twice, none, or one outside of the root.
+        DataError: If one cannot be read, or they name a file twice, none, or one outside of the root.
     """
-    if not source.exists():
-        raise DataError(f"{source} does not exist; give a folder, or a .csv or .json table")
-    base = Path(os.path.abspath(root or (source if source.is_dir() else source.parent)))
-    entries = _of_folder(source, base) if source.is_dir() else _of_table(source, base)
-    if not entries:
-        raise DataError(f"{source} names no volume")
+    for source in sources:
+        if not source.exists():
+            raise DataError(f"{source} does not exist; give a folder, or a .csv or .json table")
+    folders = [os.path.abspath(source if source.is_dir() else source.parent) for source in sources]
+    base = Path(os.path.commonpath(folders) if root is None else os.path.abspath(root))
+    named, entries = names_of(sources), []
+    for source in sources:
+        own = _of_folder(source, base) if source.is_dir() else _of_table(source, base)
+        if not own:
+            raise DataError(f"{source} names no volume")
+        if len(sources) > 1:
+            origin = source.resolve().stem if source.is_file() else source.resolve().name
+            own = [_with_origin(entry, origin) for entry in own]
+        entries += own
     flags = [name.lower() for name in flag_columns(entries)]
     if len(set(flags)) < len(flags):
         raise DataError(
-            f"{source} has columns that differ in capitals only: {', '.join(flag_columns(entries))}"
+            f"{named} has columns that differ in capitals only: {', '.join(flag_columns(entries))}"
         )
     seen: set[str] = set()
     for entry in entries:
         if entry.path in seen:
-            raise DataError(f"{source} names {entry.path} twice; keep one")
+            raise DataError(f"{named} names {entry.path} twice; keep one")
         seen.add(entry.path)
     return base, entries
 
 
-def choose(entries: Sequence[Entry], where: str, source: Path) -> list[Entry]:
+def names_of(sources: Sequence[Path]) -> str:
+    """Return what sources are called in messages."""
+    return " and ".join(map(str, sources))
+
+
+def choose(entries: Sequence[Entry], where: str, source: str) -> list[Entry]:
     """Return the volumes that meet a condition in SQL.
 
     Args:
@@ -88,7 +108,7 @@ def choose(entries: Sequence[Entry], where: str, source: Path) -> list[Entry]:
 
     Example:
         >>> entries = [Entry("a.tif", flags={"grade": "1"}), Entry("b.tif", flags={"grade": "3"})]
-        >>> [entry.path for entry in choose(entries, "grade > 2", Path("table.csv"))]
+        >>> [entry.path for entry in choose(entries, "grade > 2", "table.csv")]
         ['b.tif']
     """
     flags = flag_columns(entries)
@@ -135,7 +155,9 @@ def quoted(name: str) -> str:
 
 
 def _of_folder(folder: Path, root: Path) -> list[Entry]:
-    layout = find_layout(folder)
+    layout, stated = _layout(folder), read_description(folder)
+    steps = stated.get("voxel_size_um", stated.get("spacing") if stated.get("unit", "um") == "um" else None)
+    flags = {"origin": stated["origin"]} if stated.get("origin") else {}
     if layout.kind != "labels":
         raise DataError(
             f"{folder} holds COCO files; a catalogue is of volumes beside label maps: images/ with labels/"
@@ -150,9 +172,29 @@ def _of_folder(folder: Path, root: Path) -> list[Entry]:
                     None if labels is None else _relative(labels, root, folder),
                     experiment=above[0] if above else None,
                     split=split if split in SPLITS else None,
+                    flags=dict(flags),
+                    spacing=None if steps is None else tuple(map(float, steps)),
                 )
             )
     return entries
+
+
+def _with_origin(entry: Entry, origin: str) -> Entry:
+    """Return an entry that says where it is from."""
+    names = [name for name in entry.flags if name.lower() == "origin"]
+    stated = entry.flags[names[0]] if names else None
+    return replace(entry, flags=entry.flags | {names[0] if names else "origin": stated or origin})
+
+
+def _layout(folder: Path) -> Layout:
+    """Return the layout of a folder, which may hold images alone."""
+    try:
+        return find_layout(folder)
+    except DataError:
+        images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
+        if images is None:
+            raise
+        return Layout("labels", {"all": Split(images, None)})
 
 
 def _of_table(table: Path, root: Path) -> list[Entry]:

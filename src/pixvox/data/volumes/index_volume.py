@@ -122,11 +122,12 @@ def read_header(root: Path, entry: Entry, options: IndexOptions) -> VolumeHeader
         files.append(below(root, entry.label_path, root))
     sums = [None if file is None else sampled_checksum(file) for file in files]
     state = [None if file is None else file_state(file) for file in files]
-    spacing, unit = (options.spacing, options.unit) if image.spacing is None else (image.spacing, image.unit)
+    spacing, unit = _spacing(image, entry, options)
     decides = {
         "version": SCHEMA_VERSION,
         "options": asdict(options),
         "axes": entry.axes,
+        "spacing": entry.spacing,
         "state": state,
         "checksums": sums,
         "size": image.size,
@@ -142,6 +143,20 @@ def read_header(root: Path, entry: Entry, options: IndexOptions) -> VolumeHeader
         _sum(sums),
         _sum(decides),
     )
+
+
+def _spacing(image: Volume, entry: Entry, options: IndexOptions) -> tuple[tuple[float, ...] | None, str]:
+    """Return spacing and unit: of the file, else the user's, else of the folder."""
+    if image.spacing is not None:
+        return image.spacing, image.unit
+    if options.spacing is not None:
+        return options.spacing, options.unit
+    if entry.spacing is not None and len(entry.spacing) != len(image.size):
+        raise DataError(
+            f"dataset.json above {image.source} states a spacing of {len(entry.spacing)} axes, {list(entry.spacing)}; "
+            f"it needs {len(image.size)}, in array order"
+        )
+    return entry.spacing, "um"
 
 
 def measure_intensity(root: Path, entry: Entry, options: IndexOptions) -> list[list[float]]:
