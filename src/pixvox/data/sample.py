@@ -19,6 +19,9 @@ from torch import Tensor
 from pixvox.errors import DataError
 from pixvox.structures import IGNORE_INDEX, Geometry, Instances, Masks, Segmentation, Size
 
+MAX_ELEMENTS = 250_000
+"""Elements of a channel that are looked at for the range of its intensities."""
+
 
 @dataclass
 class Sample:
@@ -219,9 +222,8 @@ def renumber(label_map: np.ndarray) -> tuple[Int[Tensor, "*spatial"], np.ndarray
     highest = int(label_map.max()) if label_map.size else 0
     if label_map.size and highest < 2**22:
         values = label_map.ravel()
-        ends = np.append(
-            (values[1:] != values[:-1]).nonzero()[0], -1
-        )  # of runs of one id: few beside all elements
+        # An id is where a run of it ends; there are far fewer runs than elements.
+        ends = np.append((values[1:] != values[:-1]).nonzero()[0], -1)
         present = np.zeros(highest + 1, dtype=bool)
         present[values[ends].astype(np.intp)] = True
         present[0] = False
@@ -256,8 +258,13 @@ def layers_from_masks(masks: Masks) -> Int[Tensor, "layers *spatial"]:
     return torch.stack(layers)
 
 
+def subsample_step(elements: int, most: int = MAX_ELEMENTS) -> int:
+    """Return the distance of the elements that ``intensity_range`` looks at."""
+    return max(1, elements // most) | 1  # an odd step visits all columns of images with even sides
+
+
 def intensity_range(
-    image: np.ndarray, percentiles: tuple[float, float] = (1.0, 99.8), max_elements: int = 250_000
+    image: np.ndarray, percentiles: tuple[float, float] = (1.0, 99.8), max_elements: int = MAX_ELEMENTS
 ) -> Float[Tensor, "channels 2"]:
     """Return the low and the high percentile of each channel, from an even subsample of a large image.
 
@@ -267,9 +274,7 @@ def intensity_range(
         max_elements: Elements per channel that are looked at.
     """
     flat = image.reshape(image.shape[0], -1)
-    # An odd step visits all columns of images with even sides.
-    step = max(1, flat.shape[1] // max_elements) | 1
-    seen = flat[:, ::step]
+    seen = flat[:, :: subsample_step(flat.shape[1], max_elements)]
     if seen.dtype in (np.uint8, np.uint16):
         limits = np.array([_percentiles_of_counts(np.bincount(channel), percentiles) for channel in seen])
     else:

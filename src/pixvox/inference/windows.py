@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from pixvox.data.sample import intensity_range
-from pixvox.inference.blocks import Region
+from pixvox.data.sample import intensity_range, subsample_step
+from pixvox.inference.blocks import Region, within
 from pixvox.inference.inputs import model_channels
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _SEEN = 2**26
 """Values of a volume that are looked at for its range of intensities."""
+
+_PART = 2**20
+"""Values of these that are read at a time."""
 
 
 def window_of(volume: Volume, region: Region, in_channels: int) -> np.ndarray:
@@ -33,13 +37,38 @@ def window_of(volume: Volume, region: Region, in_channels: int) -> np.ndarray:
 def volume_range(volume: Volume, in_channels: int) -> Float[Tensor, "channels 2"]:
     """Return the low and high percentile of each channel, of a large volume from regions all over it.
 
+    It is that of ``pixvox.data.sample.intensity_range`` of these regions together, of which memory holds a part at a
+    time.
+
     Args:
         volume: Read whole up to 67 million values, otherwise a region here and there.
         in_channels: Channels that the model takes.
     """
     regions = _spread_regions(volume.size, volume.chunks, max(1, _SEEN // volume.channels))
-    parts = [window_of(volume, region, in_channels).reshape(in_channels, -1) for region in regions]
-    return intensity_range(np.concatenate(parts, axis=1))
+    total = sum(math.prod(part.stop - part.start for part in region) for region in regions)
+    step = subsample_step(total)
+    seen, passed = [], 0
+    for region in regions:
+        size = [part.stop - part.start for part in region]
+        for part in _parts(region, volume.chunks, max(1, _PART // volume.channels)):
+            corner = within(part, region)
+            places = np.ravel_multi_index(np.ogrid[corner], size)
+            seen.append(window_of(volume, part, in_channels)[:, (passed + places) % step == 0])
+        passed += math.prod(size)
+    return intensity_range(np.concatenate(seen, axis=1), max_elements=total)
+
+
+def _parts(region: Region, chunks: Sequence[int] | None, most: int) -> Iterator[Region]:
+    """Cut a region into parts of whole chunks and at most so many voxels, unless a chunk has more."""
+    size = [part.stop - part.start for part in region]
+    lengths = list(map(min, chunks or (1,) * len(size), size))
+    for axis in reversed(range(len(size))):
+        room = most // math.prod(lengths)
+        lengths[axis] = min(size[axis], lengths[axis] * max(1, room))
+    starts = [range(part.start, part.stop, step) for part, step in zip(region, lengths, strict=True)]
+    for corner in product(*starts):
+        ends = zip(corner, lengths, region, strict=True)
+        yield tuple(slice(start, min(start + step, part.stop)) for start, step, part in ends)
 
 
 def _spread_regions(size: Sequence[int], chunks: Sequence[int] | None, most: int) -> list[Region]:
