@@ -28,7 +28,7 @@ def test_commands_and_their_keys_exist(line):
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     parsed = command.make_context("pixvox", list(words)).params
-    assert parsed is not None and len(COMMANDS) == 10
+    assert parsed is not None and len(COMMANDS) == 12
 
 
 def test_keys_and_columns_are_those_that_there_are():

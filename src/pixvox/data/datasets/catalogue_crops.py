@@ -190,7 +190,7 @@ class CatalogueCrops(Dataset):
             raise IndexError(f"index {index} of a dataset of {len(self)} crops")
         found = self.catalogue.crops(self.crops[index : index + 1])
         volume = self.catalogue.volumes[int(found.volumes[0])]
-        lengths = zip(found.starts[0].tolist(), self.catalogue.options["size"], volume.size, strict=True)
+        lengths = zip(found.starts[0].tolist(), self.catalogue.crop_size(volume), volume.size, strict=True)
         return volume, tuple(slice(start, min(start + crop, length)) for start, crop, length in lengths)
 
     def _read(

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from pixvox.data.readers.handle import Handle
+from pixvox.data.volumes.crop_size import crop_voxels
 from pixvox.data.volumes.file_state import file_state
 from pixvox.data.volumes.packed_crops import unpack_crops
 from pixvox.errors import DataError
@@ -278,6 +279,11 @@ class Catalogue:
         sides = [2 + axis for axis in range(self.spatial_dims)]
         sides += [5 + axis for axis in range(self.spatial_dims)]
         return CropObjects(rows[:, 0], rows[:, 1], rows[:, sides], rows[:, 8])
+
+    def crop_size(self, volume: CatalogueVolume) -> tuple[int, ...]:
+        """Return the lengths of the crops of a volume, in voxels; those at its end may be shorter."""
+        size, unit = self.options["size"], self.options.get("size_unit")
+        return crop_voxels(size, unit, volume.spacing, volume.unit, volume.entry)
 
     def totals(self) -> tuple[int, int, int]:
         """Return the number of crops, of those that show nothing, and of objects, counted in each crop."""

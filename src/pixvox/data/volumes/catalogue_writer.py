@@ -81,7 +81,8 @@ def write_catalogue(
             if header.key in known:
                 count, intensity = _take_over(connection, known[header.key], number, first)
             else:
-                count = _add(connection, header, options, findings, number, first)
+                own = options.of(header, str(row["path"]))
+                count = _add(connection, header, own, findings, number, first)
                 intensity = json.dumps(findings.intensity(header.key))
             row |= {"volume_id": number, "intensity": intensity, "first_crop": first, "crop_count": count}
             names, marks = ", ".join(map(quoted, row)), ", ".join("?" * len(row))

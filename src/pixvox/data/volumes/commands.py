@@ -125,7 +125,10 @@ def data_index(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The catalogue, a SQLite file.")],
     size: Annotated[
-        str, typer.Option("--size", help="Voxels per axis of a crop, z,y,x; two lengths for slides.")
+        str,
+        typer.Option(
+            "--size", help="Voxels per axis of a crop, z,y,x, or lengths as 32um,64um,64um; two for slides."
+        ),
     ] = "64,128,128",
     overlap: Annotated[
         float, typer.Option("--overlap", min=0.0, help="Share of a crop that the next one has, too, below 1.")
@@ -167,13 +170,16 @@ def data_index(
     debug: Debug = False,
 ) -> None:
     """Catalogue volumes, their crops and the objects in these; what has not changed since is not read again."""
+    from pixvox.data.volumes.crop_size import parse_crop_size
     from pixvox.data.volumes.index import build_catalogue
 
+    lengths, unit = parse_crop_size(size)
     with progress_bars() as progress:
         done = build_catalogue(
             source,
             out,
-            size=_lengths("--size", size, "64,128,128") or (),
+            size=lengths,
+            size_unit=unit,
             overlap=overlap,
             cover=cover,
             min_volume=min_volume,

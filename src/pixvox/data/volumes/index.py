@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pixvox.data.download import locked
+from pixvox.data.transforms.resample import MICROMETRES
 from pixvox.data.volumes.catalogue import Catalogue, is_foreign
 from pixvox.data.volumes.catalogue_writer import Volume, volume_rows, write_catalogue
+from pixvox.data.volumes.crop_grid import CropGrid
 from pixvox.data.volumes.index_findings import INTENSITY, Findings
 from pixvox.data.volumes.index_source import choose, names_of, read_entries
 from pixvox.data.volumes.index_volume import (
@@ -64,7 +66,7 @@ class Indexed:
 def build_catalogue(
     source: str | Path | Sequence[str | Path],
     out: str | Path,
-    size: Sequence[int] = (64, 128, 128),
+    size: Sequence[float] = (64, 128, 128),
     overlap: float = 0.0,
     cover: bool = False,
     min_volume: int = 1,
@@ -78,6 +80,7 @@ def build_catalogue(
     workers: int = 1,
     force: bool = False,
     progress: Progress | None = None,
+    size_unit: str | None = None,
 ) -> Indexed:
     """Write a catalogue of volumes, their crops and the objects in these.
 
@@ -89,7 +92,7 @@ def build_catalogue(
         source: A folder with images beside label maps, or a CSV or JSON table with the columns path, label_path,
             experiment, split, axes, and any others; or several, which a column ``origin`` tells apart.
         out: The catalogue.
-        size: Lengths of a crop in array order: three for volumes, two for slides.
+        size: Lengths of a crop in array order, in voxels or ``size_unit``: three for volumes, two for slides.
         overlap: Share of a crop that the next one along an axis has, too, in [0, 1).
         cover: As in ``CropGrid``.
         min_volume: Objects with fewer voxels in a crop are left out there.
@@ -104,6 +107,8 @@ def build_catalogue(
         workers: Processes that read.
         force: Read every volume again.
         progress: Told what is done.
+        size_unit: Unit of ``size``, ``"um"`` or ``"mm"``: of each volume as many voxels are cut as that length takes.
+            None where it is in voxels.
 
     Raises:
         ConfigError: If an option is out of range.
@@ -120,6 +125,7 @@ def build_catalogue(
         (percentiles[0], percentiles[1]),
         allow_missing_chunks,
         min_intensity,
+        size_unit,
     )
     _check(options, workers)
     if out.exists() and is_foreign(out):
@@ -181,7 +187,8 @@ def renew_catalogue(path: str | Path, workers: int = 1) -> Indexed:
 
 def _check(options: IndexOptions, workers: int) -> None:
     low, high = options.percentiles
-    if len(options.size) not in (2, 3) or min(options.size) < 1:
+    least = 1 if options.size_unit is None else 0
+    if len(options.size) not in (2, 3) or min(options.size) < least or 0 in options.size:
         raise ConfigError(
             f"size={list(options.size)}: give the lengths of a crop in array order, three for volumes, two for slides"
         )
@@ -193,7 +200,9 @@ def _check(options: IndexOptions, workers: int) -> None:
         )
     if options.min_volume < 1 or workers < 1:
         raise ConfigError(f"min_volume={options.min_volume} and workers={workers} must be 1 or above")
-    options.grid(options.size)  # refuses an overlap out of range
+    if options.size_unit not in (None, *MICROMETRES):
+        raise ConfigError(f"size_unit={options.size_unit}: lengths of crops are in um or mm, or in voxels")
+    CropGrid((1,), (1,), options.overlap)  # refuses an overlap out of range
 
 
 def _read(
@@ -209,13 +218,14 @@ def _read(
     places: list[tuple[str, int]] = []
     jobs: list[Job] = []
     for key, (entry, header) in volumes.items():
+        own = options.of(header, entry.path)
         if (key, INTENSITY) not in done:
             places.append((key, INTENSITY))
-            jobs.append((measure_intensity, root, entry, options))
-        for number, block in enumerate(options.grid(header.size).blocks(BLOCK_VOXELS)):
+            jobs.append((measure_intensity, root, entry, own))
+        for number, block in enumerate(own.grid(header.size).blocks(BLOCK_VOXELS)):
             if (key, number) not in done:
                 places.append((key, number))
-                jobs.append((index_block, root, entry, options, block))
+                jobs.append((index_block, root, entry, own, block))
     if done:
         logger.info("an index that was interrupted had read %d of %d parts", len(done), len(done) + len(jobs))
     for place, result in _run(jobs, workers, lambda finished: tell("reading volumes", finished, len(jobs))):

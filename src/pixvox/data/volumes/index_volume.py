@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pixvox.data.readers.regions import Index
 from pixvox.data.volumes.catalogue import SCHEMA_VERSION, below
 from pixvox.data.volumes.crop_grid import CropGrid
+from pixvox.data.volumes.crop_size import crop_voxels
 from pixvox.data.volumes.file_state import file_state, sampled_checksum
 from pixvox.data.volumes.index_source import Entry
 from pixvox.data.volumes.label_objects import label_objects
@@ -36,7 +37,7 @@ class IndexOptions:
     """What decides on crops and objects, beside the files.
 
     Args:
-        size: Lengths of a crop in array order.
+        size: Lengths of a crop in array order, in voxels or ``size_unit``.
         overlap: Share of a crop that the next one along an axis has, too, in [0, 1).
         cover: See ``CropGrid``.
         min_volume: Objects with fewer voxels in a crop are left out there.
@@ -46,9 +47,10 @@ class IndexOptions:
         allow_missing_chunks: Accept places that were never written.
         min_intensity: Voxels of volumes without labels that are this bright in any channel are foreground; crops with
             fewer of them than ``min_volume`` are empty. None: nothing is known of them.
+        size_unit: Unit of ``size``, ``"um"`` or ``"mm"``; None where it is in voxels.
     """
 
-    size: tuple[int, ...]
+    size: tuple[float, ...]
     overlap: float = 0.0
     cover: bool = False
     min_volume: int = 1
@@ -57,10 +59,20 @@ class IndexOptions:
     percentiles: tuple[float, float] = (1.0, 99.8)
     allow_missing_chunks: bool = False
     min_intensity: float | None = None
+    size_unit: str | None = None
+
+    def of(self, header: VolumeHeader, source: str) -> IndexOptions:
+        """Return the options for one volume, where the size of crops is in its voxels.
+
+        Raises:
+            DataError: If the size is not in voxels, and the volume has no spacing.
+        """
+        voxels = crop_voxels(self.size, self.size_unit, header.spacing, header.unit, source)
+        return replace(self, size=voxels, size_unit=None)
 
     def grid(self, size: Sequence[int]) -> CropGrid:
         """Return the crops of a volume."""
-        return CropGrid(size, self.size, self.overlap, self.cover)
+        return CropGrid(size, [int(length) for length in self.size], self.overlap, self.cover)
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,7 @@ def read_header(root: Path, entry: Entry, options: IndexOptions) -> VolumeHeader
     sums = [None if file is None else sampled_checksum(file) for file in files]
     state = [None if file is None else file_state(file) for file in files]
     spacing, unit = _spacing(image, entry, options)
+    crop_voxels(options.size, options.size_unit, spacing, unit, image.source)  # refuses what has no spacing
     decides = {
         "version": SCHEMA_VERSION,
         "options": asdict(options),
