@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/crop_reading.py [--size 96,512,512] [--crop 32,96,96] [--rounds 9] [--json FILE]
 
 A volume of uint16 is stored in each format. In every round each reader reads the same crops, drawn for the round, one
-after the other (MONAI draws its own). A figure is the median over rounds of CPU seconds of the process, those of codecs'
-threads included; a ratio is the median of the rounds' own, with the smallest and the largest. Files are in the system's
-cache. All give a contiguous copy that is the caller's own.
+after the other (MONAI draws its own). A figure is the median over rounds of CPU seconds of the process, those of
+codecs' threads included; a ratio is the median of the rounds' own, with the smallest and the largest. Files are in the
+system's cache. All give a contiguous copy that is the caller's own.
 """
 
 from __future__ import annotations

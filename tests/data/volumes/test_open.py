@@ -571,6 +571,7 @@ def test_a_mapped_file_is_mapped_again_when_it_is_replaced_or_much_of_it_was_rea
     assert (volume.read(everything) == 2).all()
     monkeypatch.setattr(mapped, "MOST_MAPPED", 1000)
     before = volume.array._map
+    assert (volume.read(everything) == 2).all() and volume.array._map is before
     assert (volume.read(everything) == 2).all() and volume.array._map is not before
     assert (pickle.loads(pickle.dumps(volume)).read(everything) == 2).all()
     os.truncate(tmp_path / "a.npy", 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,13 +40,7 @@ class Layout:
 
     def index(self, region: Sequence[slice]) -> tuple[slice, ...]:
         """Return the slices of the array that hold all channels of a region of the spatial axes."""
-        places = {
-            place: part for place, part in zip(self.places[1:], region, strict=True) if place is not None
-        }
-        places |= {place: slice(at, at + 1) for place, at in self.fixed.items()}
-        if self.places[0] is not None:
-            places[self.places[0]] = slice(None)
-        return tuple(places[place] for place in range(len(places)))
+        return tuple(region[part] if isinstance(part, int) else part for part in self._parts)
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
         """Return what was read at ``index``, or a whole array, as ``(channels, *spatial)``."""
@@ -55,12 +50,32 @@ class Layout:
                 for axis in range(block.ndim)
             )
             block = block[whole]
-        stored = [
-            place - sum(axis < place for axis in self.fixed) for place in self.places if place is not None
-        ]
-        if stored != sorted(stored):
-            block = block.transpose(stored)
-        return block[tuple(None if place is None else slice(None) for place in self.places)]
+        if self._order is not None:
+            block = block.transpose(self._order)
+        return block[self._with_absent]
+
+    # What follows from the fields alone: small regions are read ten thousand times a second.
+
+    @cached_property
+    def _parts(self) -> list[int | slice]:
+        """For each axis of the array the number of the spatial axis that it is, or what is taken of it."""
+        parts: dict[int, int | slice] = {at: slice(i, i + 1) for at, i in self.fixed.items()}
+        parts |= {place: number for number, place in enumerate(self.places[1:]) if place is not None}
+        if self.places[0] is not None:
+            parts[self.places[0]] = slice(None)
+        return [parts[axis] for axis in range(len(parts))]
+
+    @cached_property
+    def _order(self) -> list[int] | None:
+        """The stored axes in the order that they are to have; None where they have it."""
+        kept = [place for place in self.places if place is not None]
+        order = [sorted(kept).index(place) for place in kept]
+        return None if order == sorted(order) else order
+
+    @cached_property
+    def _with_absent(self) -> tuple[slice | None, ...]:
+        """Index that adds the axes that are not stored."""
+        return tuple(None if place is None else slice(None) for place in self.places)
 
 
 def find_layout(

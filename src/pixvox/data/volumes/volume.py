@@ -123,14 +123,18 @@ class Volume:
 
     def _inside(self, region: Sequence[slice]) -> Index:
         """Return the region with its bounds as numbers."""
-        wanted = f"give {len(self.size)} slices within {self.size}, in array order"
         if len(region) != len(self.size):
-            raise ValueError(f"{self.source}: a region of {len(region)} axes, {tuple(region)}; {wanted}")
+            raise self._outside(f"a region of {len(region)} axes, {tuple(region)}")
         bounds = []
         for part, length in zip(region, self.size, strict=True):
             start = 0 if part.start is None else int(part.start)
             stop = length if part.stop is None else int(part.stop)
             if part.step not in (None, 1) or not 0 <= start <= stop <= length:
-                raise ValueError(f"{self.source}: the region {tuple(region)} is not inside; {wanted}")
+                raise self._outside(f"the region {tuple(region)} is not inside")
             bounds.append(slice(start, stop))
         return tuple(bounds)
+
+    def _outside(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.source}: {what}; give {len(self.size)} slices within {self.size}, in array order"
+        )

@@ -16,7 +16,6 @@ from pixvox.data.readers.regions import Index
 from pixvox.data.volumes.formats.stored_array import Header
 from pixvox.errors import DataError
 
-
 MOST_MAPPED = 256 * 2**20
 """Bytes that are read through one map of a file: the system counts them as memory of the process."""
 
@@ -26,9 +25,9 @@ _FAULT = 64 * 1024  # bytes that the system makes available around each one that
 class MappedFile:
     """A part of a file as an array.
 
-    The map is kept, because the system looks up every page of a new one again, and given up after ``MOST_MAPPED`` bytes.
-    A file that has been replaced is mapped again; one that has become shorter is an error instead of the end of the
-    process. Another process maps the file for itself.
+    The map is kept, because the system looks up every page of a new one again, and given up after ``MOST_MAPPED``
+    bytes. A file that has been replaced is mapped again; one that has become shorter is an error instead of the end of
+    the process. Another process maps the file for itself.
 
     Args:
         path: The file.
@@ -61,10 +60,11 @@ class MappedFile:
         """
         now = self._state()
         known = self._map
-        if known is None or known.state != now or known.bytes_held > MOST_MAPPED:
+        if known is None or known.state != now or known.bytes_held >= MOST_MAPPED:
             known = self._map = _Map(self._values(), now)
         part = known.values[index]
-        known.bytes_held = min(known.bytes_held + _touched(part), known.values.nbytes)
+        if known.values.nbytes > MOST_MAPPED:
+            known.bytes_held += _touched(part)
         return part
 
     def _state(self) -> tuple[int, int, int] | None:
