@@ -224,6 +224,20 @@ def test_other_options_begin_anew(tmp_path, volume, truth):
     assert one_to_one(_labels(result), truth)
 
 
+def test_a_chunk_that_was_rewritten_begins_anew(tmp_path, volume, truth):
+    with pytest.raises(KeyboardInterrupt):
+        predict_objects(TruthPredictor(fails_at=5), volume, tmp_path / "out", "cells", TILE)
+    changed = truth.copy()
+    changed[10:20, 16:32, 16:32] = truth[10:20, 16:32, 16:32][
+        ::-1
+    ]  # the values, and so their range, are the same
+    zarr.open(volume.source, mode="r+")["0"][10:20, 16:32, 16:32] = changed[10:20, 16:32, 16:32]
+    again = TruthPredictor()
+    result = predict_objects(again, open_volume(volume.source), tmp_path / "out", "cells", TILE)
+    assert again.windows == len(Blocks(SIZE, TILE))
+    assert np.array_equal(_labels(result) > 0, changed > 0)
+
+
 def test_nothing_is_found_where_voxels_are_missing(tmp_path, volume, truth):
     (tmp_path / "v.ome.zarr" / "0" / "c" / "1" / "1" / "1").unlink()
     with pytest.raises(DataError, match="never written"):

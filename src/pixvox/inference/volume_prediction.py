@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixvox.data.transforms.resample import MICROMETRES, spacing_per_axis
+from pixvox.data.transforms.resample import spacing_per_axis
+from pixvox.data.units import MICROMETRES
+from pixvox.data.volumes.file_state import files_digest
 from pixvox.errors import ConfigError, DataError
 from pixvox.files import whole_file
 from pixvox.image_means import ImageMeans
@@ -143,7 +145,7 @@ def predict_volume(
     limits = volume_range(volume, model.in_channels)
     out.mkdir(parents=True, exist_ok=True)
     with _only_here(out / f".{name}.lock"):
-        store = TileStore(out / f".{name}.tiles", _made_with(predictor, volume, blocks, limits))
+        store = TileStore(out / f".{name}.tiles", _made_with(predictor, volume, blocks, limits, out))
         segment = _classes if model.task == "semantic" else _objects
         files = VolumeFiles(out / name, volume, blocks.length, options.table, options.labels, options.page)
         result = segment(predictor, volume, files, _Cut(blocks, store, limits), options)
@@ -250,8 +252,8 @@ def _check(predictor: Predictor, volume: Volume, options: BlockOptions) -> None:
         raise ConfigError(
             f"blocks are segmented as they are, but this model sees images at a spacing of {wanted} "
             f"{predictor.spacing_unit} and that of {volume.source} is {shown}; predict it whole with "
-            "inference.blocks=false (and inference.tile_size=...), bring it to that spacing, or say inference.spacing=0 to "
-            "segment it as it is"
+            "inference.blocks=false (and inference.tile_size=...), bring it to that spacing, or say "
+            "inference.spacing=0 to segment it as it is"
         )
     if not 0 < options.join_iou <= 1:
         raise ConfigError(f"inference.join_iou must lie in (0, 1], got {options.join_iou}")
@@ -268,19 +270,19 @@ def _has_spacing(volume: Volume, predictor: Predictor) -> bool:
 
 
 def _made_with(
-    predictor: Predictor, volume: Volume, blocks: Blocks, limits: torch.Tensor
+    predictor: Predictor, volume: Volume, blocks: Blocks, limits: torch.Tensor, out: Path
 ) -> Mapping[str, Any]:
-    """Return everything that the objects of a block depend on."""
+    """Return everything that the objects of a block depend on; what is in the folder for results is not."""
     path = Path(volume.source)
     procedure = {key: value for key, value in predictor.procedure.options.items() if key != "join_iou"}
-    changed = path.stat().st_mtime_ns if path.exists() else None
+    source = [str(path.resolve()), files_digest(path, apart=out)] if path.exists() else [volume.source]
     return {
         "version": __version__,
         "weights": _digest(predictor.model),
         "score_threshold": predictor.score_threshold,
         "precision": predictor.precision,
         "procedure": procedure,
-        "source": [str(path.resolve()) if path.exists() else volume.source, list(volume.size), changed],
+        "source": [*source, list(volume.size), repr(volume.layout)],
         "range": limits.tolist(),
         "blocks": [[axis.size, axis.tile, axis.length, axis.margin, axis.align] for axis in blocks.axes],
     }
