@@ -10,11 +10,9 @@ import torch
 from pixvox.data.sample import Sample
 from pixvox.data.transforms.compose import Transform
 from pixvox.data.transforms.resize import resize
+from pixvox.data.units import MICROMETRES
 from pixvox.errors import DataError
 from pixvox.structures import Size
-
-MICROMETRES = {"um": 1.0, "mm": 1000.0}
-"""Length of each unit of a spacing."""
 
 _MOST_GROWTH = 1000  # of the voxels of an image; beyond it a wrong unit is likelier than a wish
 

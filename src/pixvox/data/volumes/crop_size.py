@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pixvox.data.transforms.resample import MICROMETRES
+from pixvox.data.units import MICROMETRES
 from pixvox.errors import ConfigError, DataError
 
 

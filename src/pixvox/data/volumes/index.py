@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pixvox.data.download import locked
-from pixvox.data.transforms.resample import MICROMETRES
+from pixvox.data.units import MICROMETRES
 from pixvox.data.volumes.catalogue import Catalogue, is_foreign
 from pixvox.data.volumes.catalogue_writer import Volume, volume_rows, write_catalogue
 from pixvox.data.volumes.crop_grid import CropGrid
