@@ -122,9 +122,25 @@ class CatalogueCrops(Dataset):
         return len(self.crops)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.part(index)
+
+    def part(self, index: int, within: Index | None = None) -> Sample:
+        """Return a part of crop ``index``; nothing else is read.
+
+        Args:
+            index: Place in the dataset.
+            within: A slice per axis in the frame of the crop; the whole crop when None.
+        """
         volume, region = self._place(index)
+        if within is not None:
+            pairs = zip(region, within, strict=True)
+            region = tuple(
+                slice(whole.start + part.start, min(whole.start + part.stop, whole.stop))
+                for whole, part in pairs
+            )
+        source = _named(volume, region)
         image, missing = self._read(volume.path, volume, region, volume.axes)
-        values, invalid = finite_values(image, self.source(index))
+        values, invalid = finite_values(image, source)
         values, limits = values.astype(np.float32), np.array(volume.intensity, dtype=np.float32)
         if self.average_channels:
             values, limits = values.mean(axis=0, keepdims=True), limits.mean(axis=0, keepdims=True)
@@ -132,7 +148,7 @@ class CatalogueCrops(Dataset):
             image=torch.from_numpy(values),
             spacing=volume.spacing,
             unit=volume.unit,
-            source=self.source(index),
+            source=source,
             index=index,
             intensity_range=torch.from_numpy(limits),
         )
@@ -146,12 +162,16 @@ class CatalogueCrops(Dataset):
             whole_numbers(labels[0], str(volume.label_path)),
             learned,
             np.any(unknown, axis=0) if unknown else None,
+            whole=within is None,
         )
 
     def source(self, index: int) -> str:
         """Return the file of crop ``index``, and its place there."""
-        volume, region = self._place(index)
-        return f"{volume.path}[{', '.join(f'{part.start}:{part.stop}' for part in region)}]"
+        return _named(*self._place(index))
+
+    def region(self, index: int) -> Index:
+        """Return where crop ``index`` lies in its volume."""
+        return self._place(index)[1]
 
     def source_files(self, index: int) -> list[Path]:
         """Return the volume of crop ``index`` and its label map."""
@@ -304,13 +324,22 @@ def _opened(file: Path, dims: int, axes: str | None, allow_missing_chunks: bool,
     return open_volume(file, dims, axes, allow_missing_chunks=allow_missing_chunks)
 
 
+def _named(volume: CatalogueVolume, region: Index) -> str:
+    """Return a part of a volume in words."""
+    return f"{volume.path}[{', '.join(f'{part.start}:{part.stop}' for part in region)}]"
+
+
 def _with_objects(
-    sample: Sample, labels: np.ndarray, learned: Int[np.ndarray, " n"], unknown: np.ndarray | None
+    sample: Sample,
+    labels: np.ndarray,
+    learned: Int[np.ndarray, " n"],
+    unknown: np.ndarray | None,
+    whole: bool,
 ) -> Sample:
     """Return a sample with the objects of a label map, of which those that are not learned are ignored."""
     numbers, ids = renumber(labels)
     ignore = ~np.isin(ids.astype(np.int64), learned)
-    if len(learned) != len(ids) - int(ignore.sum()):
+    if whole and len(learned) != len(ids) - int(ignore.sum()):
         raise DataError(
             f"{sample.source} shows {len(ids)} objects, some of {len(learned)} in the catalogue are not among them; "
             "its label map has changed: index again"
