@@ -123,6 +123,19 @@ def test_files_are_those_that_were_asked_for(tmp_path, model, volume):
     assert not (tmp_path / "c" / "small.html").exists()
 
 
+def test_missing_chunks_are_an_error_unless_they_are_allowed(tmp_path, model, volume):
+    (volume / "0" / "c" / "0" / "1" / "1").unlink()
+    folder = model.save_pretrained(tmp_path / "model")
+    options = {"blocks": True, "tile_size": [20, 48, 48], "page": False}
+    (row,) = predict_files(folder, [volume], tmp_path / "out", **options)
+    assert "inference.allow_missing_chunks=true" in row["error"]
+    files, given = inference_options([volume, Path("inference.allow_missing_chunks=true")])
+    (row,) = predict_files(folder, files, tmp_path / "out", **options, **given)
+    labels = open_volume(tmp_path / "out" / "v_labels.ome.zarr", allow_missing_chunks=True)
+    assert "error" not in row and not labels.read((slice(0, 20), slice(32, 64), slice(32, 60))).any()
+    model.predict_volume(volume, tmp_path / "here", allow_missing_chunks=True, **options)
+
+
 def test_parquet_without_its_library_is_refused_before_anything_is_segmented(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(

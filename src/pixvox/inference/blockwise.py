@@ -46,6 +46,7 @@ class Blockwise:
         workers: Processes or tasks at a time; by default one per CPU core.
         table: ``"csv"``, or ``"parquet"`` for millions of objects; of images that are read whole, too.
         labels: ``"ome-zarr"``, or ``"tiff"`` for an uncompressed OME-TIFF.
+        allow_missing_chunks: Find nothing where Zarr chunks were never written; otherwise that is an error.
         page: Whether there is a page to look at; None for volumes and for what goes block by block.
 
     Raises:
@@ -64,10 +65,12 @@ class Blockwise:
         workers: int | None = None,
         table: TableKind = "csv",
         labels: LabelFormat = "ome-zarr",
+        allow_missing_chunks: bool = False,
         page: bool | None = None,
     ) -> None:
         dims = predictor.model.spatial_dims
         self.predictor, self.blocks = predictor, blocks
+        self.allow_missing_chunks = allow_missing_chunks
         self.page = dims == 3 if page is None else page
         self.options = BlockOptions(
             axis_lengths(tile_size or predictor.model.config.get("patch") or _TILE[dims], dims),
@@ -93,7 +96,8 @@ class Blockwise:
 
         if self.blocks is False or not path.name.lower().endswith(volume_suffixes()):
             return None
-        volume = open_volume(path, self.predictor.model.spatial_dims)
+        dims, allow = self.predictor.model.spatial_dims, self.allow_missing_chunks
+        volume = open_volume(path, dims, allow_missing_chunks=allow)
         return volume if self.blocks or math.prod(volume.size) >= LARGE else None
 
     def __call__(self, volume: Volume, out: Path, name: str) -> VolumePrediction:
@@ -114,11 +118,13 @@ def predict_in_blocks(
     from pixvox.data.volumes.volume import Volume
     from pixvox.inference.predictor import Predictor
 
-    opened = volume if isinstance(volume, Volume) else open_volume(volume, model.spatial_dims)
     asked = merged(model.config.get("inference") or {}, options or {})
     for_blocks, for_images = split_options({**asked, "blocks": True})
     predictor = Predictor(model, score_threshold=score_threshold, keep_image=False, **for_images)
     blockwise = build(Blockwise, "", for_blocks, predictor=predictor)
+    opened = volume
+    if not isinstance(volume, Volume):
+        opened = open_volume(volume, model.spatial_dims, allow_missing_chunks=blockwise.allow_missing_chunks)
     return blockwise(opened, out, name_of(Path(opened.source)) if name is None else name)
 
 

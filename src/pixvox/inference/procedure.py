@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built")
 
-BLOCK_OPTIONS = ("blocks", "engine", "workers", "probabilities", "labels")
+BLOCK_OPTIONS = ("blocks", "engine", "workers", "probabilities", "labels", "allow_missing_chunks")
 """Options of inference for what is written block by block; ``pixvox.inference.blockwise.Blockwise`` sees to them."""
 
 FILE_OPTIONS = ("table", "page")

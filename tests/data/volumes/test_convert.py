@@ -298,6 +298,27 @@ def test_mistake_gets_one_message_and_code_2(tmp_path, monkeypatch, capsys, argu
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("labels", [False, True])
+def test_missing_chunks_are_refused_or_become_zero_and_are_told(tmp_path, capsys, labels):
+    source, out = tmp_path / "a.ome.zarr", tmp_path / "b.ome.tif"
+    array = create_ome_zarr(source, (9, 20, 31), np.uint16, (4, 8, 8), labels=labels)
+    array[:] = 1 + VOLUME[0]
+    (source / "0" / "c" / "1" / "2" / "3").unlink()  # cut off on two axes: 4 x 4 x 7 voxels
+    metadata = json.loads((source / "0" / "zarr.json").read_text())
+    (source / "0" / "zarr.json").write_text(json.dumps(metadata | {"fill_value": 7}))
+    line = ["data", "convert", str(source), str(out), *(["--labels"] if labels else [])]
+    assert run(line) == 2
+    assert "--allow-missing-chunks" in capsys.readouterr().err and not out.exists()
+    assert run([*line, "--allow-missing-chunks", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == 112
+    expected = 1 + VOLUME[0]
+    expected[4:8, 16:, 24:] = 0
+    assert np.array_equal(everything(out)[0], expected)
+    assert run([*line, "--allow-missing-chunks", "--force"]) == 0
+    assert "112 voxels, 0.02 of all, were never written in" in capsys.readouterr().err
+
+
 def test_the_command_offers_the_types_that_there_are():
     assert tuple(Dtype) == DTYPES
     assert set(SUFFIXES) < set(WRITERS)

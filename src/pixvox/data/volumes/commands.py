@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict
 from enum import StrEnum
@@ -75,6 +76,10 @@ def data_convert(
         bool,
         typer.Option("--labels", help="Values are object ids or classes: coarser levels never mix them."),
     ] = False,
+    allow_missing_chunks: Annotated[
+        bool,
+        typer.Option("--allow-missing-chunks", help="Write 0 where Zarr chunks of INPUT were never written."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUTPUT.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -99,6 +104,7 @@ def data_convert(
             pyramid=pyramid,
             force=force,
             progress=progress,
+            allow_missing_chunks=allow_missing_chunks,
         )
     if as_json:
         print_json({"source": str(source), **asdict(done)})
@@ -113,6 +119,12 @@ def data_convert(
         f"{done.path}: {size}, {done.channels} channel{'s' * (done.channels > 1)} of {done.dtype}, spacing {steps}, "
         f"{done.levels} level{'s' * (done.levels > 1)}"
     )
+    if done.missing:
+        share = done.missing / math.prod(done.size)
+        typer.echo(
+            f"{done.missing} voxels, {share:.2g} of all, were never written in {source}: 0 stands for them",
+            err=True,
+        )
 
 
 def data_index(

@@ -40,6 +40,7 @@ class Converted:
         spacing: Size of a pixel or voxel per axis in array order, or None when it is unknown.
         unit: Unit of ``spacing``, ``"um"`` or ``"mm"``.
         levels: Levels of its pyramid, the finest included.
+        missing: Voxels that were never written in the source; they are 0 now.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Converted:
     spacing: tuple[float, ...] | None
     unit: str
     levels: int
+    missing: int = 0
 
 
 def convert(
@@ -67,6 +69,7 @@ def convert(
     pyramid: bool = True,
     force: bool = False,
     progress: Progress | None = None,
+    allow_missing_chunks: bool = False,
 ) -> Converted:
     """Write a volume or slide in another format; memory holds a block at a time.
 
@@ -89,6 +92,8 @@ def convert(
         pyramid: Add coarser levels to OME-Zarr.
         force: Replace what is at ``output``.
         progress: Told what is done.
+        allow_missing_chunks: Write 0 where the source was never written, in images and labels; otherwise that is an
+            error.
 
     Raises:
         DataError: If the source cannot be read, or the output cannot be written as asked.
@@ -103,16 +108,20 @@ def convert(
     suffix = _suffix(output)
     if dtype not in DTYPES:
         raise DataError(f"dtype={dtype}: write one of {', '.join(DTYPES)}")
-    volume = open_volume(source, spatial_dims, axes, time, level, dataset)
+    volume = open_volume(source, spatial_dims, axes, time, level, dataset, allow_missing_chunks)
     content = _content(volume, output, suffix, chunks, shards, spacing, dtype, labels)
     _check_output(output, suffix, source, force)
     output.parent.mkdir(parents=True, exist_ok=True)
-    is_zarr, levels = suffix.endswith(".zarr"), 1
+    is_zarr, levels, missing = suffix.endswith(".zarr"), 1, 0
     with _whole(output, is_zarr) as part:
         with WRITERS[suffix](part, content) as write:
             blocks = _blocks(volume, content)
             for number, region in enumerate(blocks, start=1):
-                write(region, converted(volume.read(region), content.dtype, volume.source))
+                block, absent = volume.read(region), volume.missing(region)
+                if absent is not None:
+                    block[:, absent] = 0
+                    missing += int(absent.sum())
+                write(region, converted(block, content.dtype, volume.source))
                 if progress is not None:
                     progress("converting", number, len(blocks))
         if is_zarr and pyramid:
@@ -128,6 +137,7 @@ def convert(
         content.spacing,
         content.unit,
         levels,
+        missing,
     )
 
 

@@ -61,5 +61,6 @@ def refuse_missing(array: StoredArray, index: Index, source: str) -> None:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise DataError(
             f"{source}: {absent[0][0]}{more} of what is read was never written and would read as empty; copy it "
-            "again, or open it with allow_missing_chunks=True to have such places marked"
+            "again, or have such places marked with allow_missing_chunks=True (pixvox data: --allow-missing-chunks, "
+            "pixvox predict: inference.allow_missing_chunks=true)"
         )
