@@ -360,6 +360,16 @@ def test_clean_up_of_whole_images_is_refused(tmp_path, volume):
     predictor = Predictor(pointwise(3), clean_up={"min_area": 5})
     with pytest.raises(ConfigError, match="clean_up looks at whole images"):
         predict_objects(predictor, volume, tmp_path, "cells", TILE)
+    undone = Predictor(pointwise(3), clean_up={"min_area": {"0": 0}})
+    assert predict_objects(undone, volume, tmp_path, "cells", TILE).task == "semantic"
+
+
+def test_panoptic_models_are_refused(tmp_path, volume):
+    predictor = TruthPredictor()
+    predictor.model.task = "panoptic"
+    with pytest.raises(ConfigError, match="for objects and classes so far, but this model gives panoptic"):
+        predict_objects(predictor, volume, tmp_path / "out", "cells", TILE)
+    assert not (tmp_path / "out").exists()
 
 
 def test_blocks_have_the_spacing_of_the_model_or_are_refused(tmp_path, volume):

@@ -43,7 +43,7 @@ class Blockwise:
         join_iou: Least intersection over union at which two objects of neighbours are one, in (0, 1].
         probabilities: Also write the probability of each class.
         engine: ``"serial"``, ``"processes"`` or ``"ray"``.
-        workers: Processes or tasks at a time; by default one per CPU core.
+        workers: Processes or tasks at a time; by default one per CPU core, and one process on a GPU.
         table: ``"csv"``, or ``"parquet"`` for millions of objects; of images that are read whole, too.
         labels: ``"ome-zarr"``, or ``"tiff"`` for an uncompressed OME-TIFF.
         allow_missing_chunks: Find nothing where Zarr chunks were never written; otherwise that is an error.
@@ -68,7 +68,7 @@ class Blockwise:
         allow_missing_chunks: bool = False,
         page: bool | None = None,
     ) -> None:
-        dims = predictor.model.spatial_dims
+        dims, weight = predictor.model.spatial_dims, next(predictor.model.parameters(), None)
         self.predictor, self.blocks = predictor, blocks
         self.allow_missing_chunks = allow_missing_chunks
         self.page = dims == 3 if page is None else page
@@ -77,7 +77,7 @@ class Blockwise:
             overlap,
             join_iou,
             probabilities,
-            engine_by_name(engine, workers),
+            engine_by_name(engine, workers, "cpu" if weight is None else weight.device.type),
             threads=min(4, os.cpu_count() or 1),
             table=table,
             labels=labels,

@@ -78,6 +78,12 @@ class CleanUp:
             else None
         )
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether all numbers are 0."""
+        areas = self.min_area.values() if isinstance(self.min_area, Mapping) else (self.min_area,)
+        return not any((self.closing, self.fill_holes, self.opening, *areas))
+
     def __call__(self, segmentation: Segmentation) -> Segmentation:
         """Return the mended result; probabilities stay as the model gave them.
 

@@ -41,7 +41,7 @@ class ProcessEngine:
     """In processes on this machine.
 
     Args:
-        workers: Processes; each holds the model and one tile.
+        workers: Processes; each holds the model and one tile. On a GPU they share it.
     """
 
     def __init__(self, workers: int) -> None:
@@ -74,11 +74,12 @@ class RayEngine:
     """As tasks of Ray, on this machine or on the cluster that ``RAY_ADDRESS`` names; the folder must be shared.
 
     Args:
-        workers: Tasks at a time.
+        workers: Tasks at a time; more than there are CPUs or GPUs for wait for them.
+        gpus: GPUs of a task, 1 where the model is on one: Ray gives it one that no other task has.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, workers: int, gpus: float = 0.0) -> None:
+        self.workers, self.gpus = workers, gpus
 
     def run(self, work: Work, blocks: Iterable[Block]) -> Iterator[Block]:
         """Do the work for each block, and yield the blocks as they are done.
@@ -93,7 +94,7 @@ class RayEngine:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
         shared, rest = ray.put(work), iter(blocks)
-        task = ray.remote(_call)
+        task = ray.remote(num_gpus=self.gpus)(_call)
         pending = [task.remote(shared, block) for block in islice(rest, self.workers)]
         while pending:
             done, pending = ray.wait(pending)
@@ -101,25 +102,31 @@ class RayEngine:
             pending += [task.remote(shared, block) for block in islice(rest, len(done))]
 
 
-def engine(name: str, workers: int | None = None) -> Engine:
+def engine(name: str, workers: int | None = None, device: str = "cpu") -> Engine:
     """Return an engine by its name.
 
     Args:
         name: ``"serial"``, ``"processes"`` or ``"ray"``.
-        workers: Processes or tasks at a time; by default one per CPU core.
+        workers: Processes or tasks at a time; by default one per CPU core, and one process on a GPU, which several
+            would only share.
+        device: Kind of device that the model is on, as ``torch.device.type``.
 
     Raises:
         ConfigError: If there is no such engine.
+
+    Example:
+        >>> engine("processes", device="cuda").workers, engine("ray", 8, device="cuda").gpus
+        (1, 1.0)
     """
-    count = workers or os.cpu_count() or 1
-    if count < 1:
+    if workers is not None and workers < 1:
         raise ConfigError(f"inference.workers must be at least 1, got {workers}")
+    count = workers or os.cpu_count() or 1
     if name == "serial":
         return SerialEngine()
     if name == "processes":
-        return ProcessEngine(count)
+        return ProcessEngine(count if device == "cpu" else workers or 1)
     if name == "ray":
-        return RayEngine(count)
+        return RayEngine(count, gpus=1.0 if device == "cuda" else 0.0)
     raise ConfigError(f"inference.engine must be serial, processes or ray; got {name!r}")
 
 

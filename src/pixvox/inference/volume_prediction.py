@@ -231,10 +231,11 @@ def _check(predictor: Predictor, volume: Volume, options: BlockOptions) -> None:
         raise ConfigError(
             f"blocks are for objects and classes so far, but this model gives {model.task} results"
         )
-    if predictor.procedure.clean_up is not None:
+    clean_up = predictor.procedure.clean_up
+    if clean_up is not None and not clean_up.changes_nothing:
         raise ConfigError(
-            "inference.clean_up looks at whole images, which blocks are not; leave it out, and choose objects by the "
-            "table that is written"
+            "inference.clean_up looks at whole images, which blocks are not; leave it out (set to 0 what the model was "
+            "saved with, as in inference.clean_up.min_area=0), and choose objects by the table that is written"
         )
     if len(volume.size) != model.spatial_dims:
         raise DataError(
