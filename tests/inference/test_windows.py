@@ -6,7 +6,7 @@ from pixvox.data.sample import intensity_range
 from pixvox.data.volumes.ome_zarr import create_ome_zarr
 from pixvox.data.volumes.open import open_volume
 from pixvox.inference import windows
-from pixvox.inference.windows import volume_range, window_of
+from pixvox.inference.windows import volume_range
 
 RNG = np.random.default_rng(0)
 
@@ -18,7 +18,8 @@ def test_the_range_of_a_volume_in_parts_is_that_of_the_whole(tmp_path, monkeypat
     array[:] = values
     monkeypatch.setattr(windows, "_PART", 1500)
     read = []
-    monkeypatch.setattr(windows, "window_of", lambda *given: read.append(given[1]) or window_of(*given))
+    finite = windows._finite_window
+    monkeypatch.setattr(windows, "_finite_window", lambda *given: read.append(given[1]) or finite(*given))
     for most in (250_000, 1000):  # all elements, and some of them
         monkeypatch.setattr(
             windows, "subsample_step", lambda elements, most=most: max(1, elements // most) | 1

@@ -283,8 +283,8 @@ def notes(facts: Fingerprint) -> list[str]:
     if facts.spacing is not None and facts.spacing_ratio > _SPACINGS_DIFFER:
         said.append(
             f"{'pixels' if facts.spatial_dims == 2 else 'voxels'} are up to {facts.spacing_ratio:.2g} times as long in "
-            f"one image as in another: transforms.spacing=[{','.join(f'{step:g}' for step in facts.spacing)}] (the median, "
-            f"{facts.unit}) brings all to one size; after {NNUNET}"
+            f"one image as in another: transforms.spacing=[{','.join(f'{step:g}' for step in facts.spacing)}] (the "
+            f"median, {facts.unit}) brings all to one size; after {NNUNET}"
         )
     rare = [name for name, share in facts.class_shares.items() if share < _RARE]
     if rare and len(facts.class_shares) > 1:

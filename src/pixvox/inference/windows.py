@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -18,6 +19,8 @@ from pixvox.inference.inputs import model_channels
 if TYPE_CHECKING:
     from pixvox.data.volumes.volume import Volume
 
+log = logging.getLogger("pixvox")
+
 _SEEN = 2**26
 """Values of a volume that are looked at for its range of intensities."""
 
@@ -26,19 +29,25 @@ _PART = 2**20
 
 
 def window_of(volume: Volume, region: Region, in_channels: int) -> np.ndarray:
-    """Return a region of a volume as a model takes it: its channels, float32, finite."""
+    """Return a region of a volume as a model takes it: its channels, float32; what is no number is the lowest one."""
+    return _finite_window(volume, region, in_channels)[0]
+
+
+def _finite_window(volume: Volume, region: Region, in_channels: int) -> tuple[np.ndarray, int]:
+    """Return what ``window_of`` does, and how many of the values are no numbers."""
     values = model_channels(volume.read(region), in_channels, volume.source).astype(np.float32)
     finite = np.isfinite(values)
-    if not finite.all():
-        values = np.where(finite, values, values[finite].min(initial=0.0) if finite.any() else 0.0)
-    return np.ascontiguousarray(values, dtype=np.float32)
+    bad = values.size - int(finite.sum())
+    if bad:
+        values = np.where(finite, values, values[finite].min() if finite.any() else np.float32(0))
+    return np.ascontiguousarray(values, dtype=np.float32), bad
 
 
 def volume_range(volume: Volume, in_channels: int) -> Float[Tensor, "channels 2"]:
     """Return the low and high percentile of each channel, of a large volume from regions all over it.
 
     It is that of ``pixvox.data.sample.intensity_range`` of these regions together, of which memory holds a part at a
-    time.
+    time. A volume that holds values that are no numbers, or nearly only one value, is told.
 
     Args:
         volume: Read whole up to 67 million values, otherwise a region here and there.
@@ -47,15 +56,26 @@ def volume_range(volume: Volume, in_channels: int) -> Float[Tensor, "channels 2"
     regions = _spread_regions(volume.size, volume.chunks, max(1, _SEEN // volume.channels))
     total = sum(math.prod(part.stop - part.start for part in region) for region in regions)
     step = subsample_step(total)
-    seen, passed = [], 0
+    seen, passed, bad = [], 0, 0
     for region in regions:
         size = [part.stop - part.start for part in region]
         for part in _parts(region, volume.chunks, max(1, _PART // volume.channels)):
             corner = within(part, region)
             places = np.ravel_multi_index(np.ogrid[corner], size)
-            seen.append(window_of(volume, part, in_channels)[:, (passed + places) % step == 0])
+            values, missed = _finite_window(volume, part, in_channels)
+            bad += missed
+            seen.append(values[:, (passed + places) % step == 0])
         passed += math.prod(size)
-    return intensity_range(np.concatenate(seen, axis=1), max_elements=total)
+    limits = intensity_range(np.concatenate(seen, axis=1), max_elements=total)
+    if bad:
+        log.warning(
+            "%s holds values that are no numbers, %d where it was looked at; they are taken for the lowest around them",
+            volume.source,
+            bad,
+        )
+    if bool((limits[:, 0] == limits[:, 1]).all()):
+        log.warning("%s has no contrast: it is %g nearly everywhere", volume.source, float(limits[0, 0]))
+    return limits
 
 
 def _parts(region: Region, chunks: Sequence[int] | None, most: int) -> Iterator[Region]:

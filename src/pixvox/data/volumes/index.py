@@ -232,6 +232,10 @@ def _read(
         key, number = places[place]
         if number == INTENSITY:
             findings.add_intensity(key, result)
+            if all(low == high for low, high in result):
+                logger.warning(
+                    "%s has no contrast: it is %g nearly everywhere", volumes[key][0].path, result[0][0]
+                )
         else:
             findings.add_block(key, number, result)
 
