@@ -44,10 +44,12 @@ def test_planes_across_all_axes_are_those_of_the_volume_with_its_ids(made):
     path, labels = made
     dataset, slivers = CataloguePlanes(CatalogueCrops(path, foreground=None), every=3, empty=True), 0
     by_hand = list(planes_by_hand(path, labels, every=3))
+    images = [np.load(path.parent / "images" / f"v{number}.npy") for number in range(4)]
     assert len(dataset) == len(by_hand)
-    for index, (number, axis, region, crossed) in enumerate(by_hand):
+    for index in range(0, len(by_hand), 5):
+        number, axis, region, crossed = by_hand[index]
         sample = dataset[index]
-        image = np.load(path.parent / "images" / f"v{number}.npy")[region].squeeze(axis)
+        image = images[number][region].squeeze(axis)
         assert np.array_equal(sample.image[0].numpy(), image.astype(np.float32)) and sample.image.ndim == 3
         assert sample.spacing == (*SPACING[:axis], *SPACING[axis + 1 :])
         assert sample.source == dataset.source(index) and f"v{number}.npy[" in sample.source

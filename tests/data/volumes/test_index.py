@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -11,6 +12,7 @@ import zarr
 
 from catalogues import content, crops_of, write_volume, write_volumes
 from pixvox.cli import run
+from pixvox.data.datasets.catalogue_crops import CatalogueCrops, split_volumes
 from pixvox.data.make import make_dataset
 from pixvox.data.volumes import index as module
 from pixvox.data.volumes import index_volume
@@ -18,7 +20,8 @@ from pixvox.data.volumes.catalogue import Catalogue
 from pixvox.data.volumes.crop_grid import CropGrid
 from pixvox.data.volumes.index import build_catalogue, renew_catalogue
 from pixvox.data.volumes.index_source import read_entries
-from pixvox.data.volumes.ome_zarr import create_ome_zarr
+from pixvox.data.volumes.ome_zarr import build_pyramid, create_ome_zarr
+from pixvox.data.volumes.open import open_volume
 from pixvox.errors import ConfigError, DataError
 
 CROP = (4, 16, 16)
@@ -131,6 +134,46 @@ def test_synthetic_and_real_volumes_share_a_catalogue_and_are_told_apart(tmp_pat
     assert renew_catalogue(tmp_path / "c.sqlite").read == ["lab/images/v2.npy"]
     with pytest.raises(DataError, match=r"lab and .*lab names images/v0.npy twice"):
         build_catalogue([tmp_path / "lab"] * 2, tmp_path / "d.sqlite", CROP)
+
+
+def test_time_points_levels_and_arrays_of_files_are_volumes_of_their_own(tmp_path):
+    labels = write_volumes(tmp_path, count=2)
+    movie = np.stack(labels)
+    np.save(tmp_path / "movie.npy", movie * 100)
+    np.save(tmp_path / "ids.npy", movie)
+    array = create_ome_zarr(tmp_path / "p.ome.zarr", movie.shape[1:], np.uint16, (4, 16, 16), (1.0, 1.0, 1.0))
+    array[:] = labels[0]
+    build_pyramid(tmp_path / "p.ome.zarr", smallest=20)
+    with h5py.File(tmp_path / "both.h5", "w") as file:
+        file["raw"], file["ids"] = labels[1] * 7, labels[1]
+    rows = [
+        {"path": "movie.npy", "axes": "TZYX", "time": t, "label_path": f"labels/v{t}.npy"} for t in (0, 1)
+    ]
+    rows += [
+        {"path": "p.ome.zarr", "level": 1, "label_path": "p.ome.zarr", "label_level": "1"},
+        {"path": "both.h5", "dataset": "raw", "label_path": "both.h5", "label_dataset": "ids"},
+    ]
+    table, path = tmp_path / "table.json", tmp_path / "c.sqlite"
+    table.write_text(json.dumps(rows))
+    done = build_catalogue(table, path, CROP, where="time = 1 OR level = 1 OR dataset = 'raw'")
+    assert done.read == ["both.h5[dataset=raw]", "movie.npy[time=1]", "p.ome.zarr[level=1]"]
+    assert not build_catalogue(table, path, CROP, where="time = 1 OR level = 1 OR dataset = 'raw'").written
+    dataset, catalogue = CatalogueCrops(path, foreground=None), Catalogue(path)
+    coarse = open_volume(tmp_path / "p.ome.zarr", level=1).read((slice(None),) * 3)[0]
+    images = {1: labels[1] * 100, 2: coarse, 3: labels[1] * 7}
+    maps = {1: labels[1], 2: coarse, 3: labels[1]}
+    for index, (_, _, objects) in enumerate(content(catalogue)):
+        number = int(catalogue.volumes_of(dataset.crops)[index])
+        sample, region = dataset[index], dataset.region(index)
+        assert np.array_equal(sample.image[0].numpy(), images[number][region].astype(np.float32))
+        assert len(sample.labels) == len(objects) == len(np.unique(maps[number][region])) - 1
+    assert "movie.npy[time=1][0:4" in dataset[0].source
+    build_catalogue(table, path, CROP)
+    splits = split_volumes(Catalogue(path).volumes, "volume", {"val": 0.4}, seed=0)
+    assert any({1, 2} <= own for own in splits.values()), "time points of a file are alike"
+    table.write_text(json.dumps([{"path": "movie.npy", "time": "3 h"}]))
+    with pytest.raises(DataError, match="row 1: time is '3 h'; it takes a whole number from 0"):
+        build_catalogue(table, path, CROP)
 
 
 def test_the_folder_says_the_spacing_that_its_files_do_not(tmp_path):

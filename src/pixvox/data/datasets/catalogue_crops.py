@@ -22,7 +22,7 @@ from pixvox.data.sample import Sample, renumber
 from pixvox.data.volumes.catalogue import Catalogue, CatalogueVolume
 from pixvox.data.volumes.index import renew_catalogue
 from pixvox.data.volumes.index_volume import whole_numbers
-from pixvox.data.volumes.open import open_volume
+from pixvox.data.volumes.part import Part
 from pixvox.data.volumes.volume import Volume
 from pixvox.errors import DataError
 
@@ -139,7 +139,7 @@ class CatalogueCrops(Dataset):
                 for whole, part in pairs
             )
         source = _named(volume, region)
-        image, missing = self._read(volume.path, volume, region, volume.axes)
+        image, missing = self._read(volume.path, volume.part, volume, region)
         values, invalid = finite_values(image, source)
         values, limits = values.astype(np.float32), np.array(volume.intensity, dtype=np.float32)
         if self.average_channels:
@@ -154,7 +154,7 @@ class CatalogueCrops(Dataset):
         )
         if volume.label_path is None:
             return sample
-        labels, unlabelled = self._read(volume.label_path, volume, region)
+        labels, unlabelled = self._read(volume.label_path, volume.label_part, volume, region)
         unknown = [places for places in (missing, invalid, unlabelled) if places is not None]
         learned = self.catalogue.objects(self.crops[index : index + 1]).ids
         return _with_objects(
@@ -214,11 +214,11 @@ class CatalogueCrops(Dataset):
         return volume, tuple(slice(start, min(start + crop, length)) for start, crop, length in lengths)
 
     def _read(
-        self, file: Path, volume: CatalogueVolume, region: Index, axes: str | None = None
+        self, file: Path, part: Part, volume: CatalogueVolume, region: Index
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values of a region, and where they are missing (None where that is not allowed, or nowhere)."""
         allowed = bool(self.catalogue.options["allow_missing_chunks"])
-        opened = _opened(file, len(volume.size), axes, allowed, volume.key)
+        opened = _opened(file, part, len(volume.size), allowed, volume.key)
         if opened.size != volume.size:
             raise DataError(
                 f"{file} has the size {opened.size}, in the catalogue {volume.size}; it has changed since it was "
@@ -319,14 +319,14 @@ def _open(path: str | Path, on_change: OnChange, root: str | Path | None) -> Cat
 
 
 @lru_cache(maxsize=64)
-def _opened(file: Path, dims: int, axes: str | None, allow_missing_chunks: bool, key: str) -> Volume:
+def _opened(file: Path, part: Part, dims: int, allow_missing_chunks: bool, key: str) -> Volume:
     """Return a volume; the latest stay open, until a file has another key in the catalogue."""
-    return open_volume(file, dims, axes, allow_missing_chunks=allow_missing_chunks)
+    return part.open(file, dims, allow_missing_chunks)
 
 
 def _named(volume: CatalogueVolume, region: Index) -> str:
     """Return a part of a volume in words."""
-    return f"{volume.path}[{', '.join(f'{part.start}:{part.stop}' for part in region)}]"
+    return f"{volume.path}{volume.part}[{', '.join(f'{part.start}:{part.stop}' for part in region)}]"
 
 
 def _with_objects(

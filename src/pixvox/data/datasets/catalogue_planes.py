@@ -88,7 +88,7 @@ class CataloguePlanes(Dataset):
         region = list(self.crops.region(crop))
         start = region[axis].start + position
         region[axis] = slice(start, start + 1)
-        file = self.crops.source_files(crop)[0]
+        file = self.crops.source(crop).rpartition("[")[0]
         return f"{file}[{', '.join(f'{part.start}:{part.stop}' for part in region)}]"
 
     def source_files(self, index: int) -> list[Path]:

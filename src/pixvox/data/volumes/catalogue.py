@@ -25,6 +25,7 @@ from pixvox.data.readers.handle import Handle
 from pixvox.data.volumes.crop_size import crop_voxels
 from pixvox.data.volumes.file_state import file_state
 from pixvox.data.volumes.packed_crops import unpack_crops
+from pixvox.data.volumes.part import PART_COLUMNS, Part, part_of
 from pixvox.errors import DataError
 
 SCHEMA_VERSION = 2
@@ -35,7 +36,7 @@ SCHEMA = """
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE volumes(
     volume_id INTEGER PRIMARY KEY,
-    path TEXT NOT NULL UNIQUE,   -- below the root
+    path TEXT NOT NULL,          -- below the root
     label_path TEXT,
     experiment TEXT,
     split TEXT,                  -- train, val or test, where the source says so
@@ -44,7 +45,13 @@ CREATE TABLE volumes(
     width INTEGER NOT NULL,
     channels INTEGER NOT NULL,
     dtype TEXT NOT NULL,
-    axes TEXT,                   -- given, not found
+    axes TEXT,                   -- given, not found; and which array of the file is meant
+    time INTEGER,
+    level INTEGER NOT NULL,
+    dataset TEXT,
+    label_time INTEGER,
+    label_level INTEGER NOT NULL,
+    label_dataset TEXT,
     spacing TEXT,                -- JSON, in array order
     unit TEXT NOT NULL,
     intensity TEXT NOT NULL,     -- JSON, low and high percentile of each channel
@@ -83,9 +90,9 @@ CREATE TABLE instances(          -- boxes are half-open, in the frame of their c
 
 _INSTANCE = "crop_id, instance_id, x0, y0, z0, x1, y1, z1, voxels"
 RESERVED = {
-    "volume_id", "path", "label_path", "experiment", "split", "depth", "height", "width", "channels", "dtype", "axes",
-    "spacing", "unit", "intensity", "state", "checksum", "key", "first_crop", "crop_count", "crop_id", "z0", "y0", "x0",
-    "objects", "foreground",
+    "volume_id", "path", "label_path", "experiment", "split", "depth", "height", "width", "channels", "dtype",
+    *PART_COLUMNS, "spacing", "unit", "intensity", "state", "checksum", "key", "first_crop", "crop_count", "crop_id",
+    "z0", "y0", "x0", "objects", "foreground",
 }  # fmt: skip
 """Names that a column of the user's cannot have."""
 
@@ -106,7 +113,8 @@ class CatalogueVolume:
         size: Lengths of the spatial axes in array order.
         channels: Number of channels.
         dtype: Type of its values.
-        axes: Letters of the stored axes, where they were given.
+        part: Which array of the file it is.
+        label_part: Which array of the file its label map is.
         spacing: Size of a pixel or voxel per axis in array order, or None when it is unknown.
         unit: Unit of ``spacing``.
         intensity: Low and high percentile of each channel.
@@ -124,7 +132,8 @@ class CatalogueVolume:
     size: tuple[int, ...]
     channels: int
     dtype: str
-    axes: str | None
+    part: Part
+    label_part: Part
     spacing: tuple[float, ...] | None
     unit: str
     intensity: tuple[tuple[float, float], ...]
@@ -132,6 +141,11 @@ class CatalogueVolume:
     key: str
     crops: range
     flags: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its file below the root, and which part of it, where there are several."""
+        return f"{self.entry}{self.part}"
 
     def changed(self) -> str | None:
         """Return what has changed since the volume was indexed, in words; None for nothing."""
@@ -346,7 +360,8 @@ class Catalogue:
             size=size,
             channels=row["channels"],
             dtype=row["dtype"],
-            axes=row["axes"],
+            part=part_of(row, str(self.path)),
+            label_part=part_of(row, str(self.path), "label_"),
             spacing=None if spacing is None else tuple(spacing),
             unit=row["unit"],
             intensity=tuple((low, high) for low, high in json.loads(row["intensity"])),

@@ -90,7 +90,7 @@ def build_catalogue(
 
     Args:
         source: A folder with images beside label maps, or a CSV or JSON table with the columns path, label_path,
-            experiment, split, axes, and any others; or several, which a column ``origin`` tells apart.
+            experiment, split, those of ``Part``, and any others; or several, which a column ``origin`` tells apart.
         out: The catalogue.
         size: Lengths of a crop in array order, in voxels or ``size_unit``: three for volumes, two for slides.
         overlap: Share of a crop that the next one along an axis has, too, in [0, 1).
@@ -163,7 +163,7 @@ def build_catalogue(
                 write_catalogue(fresh, settings, volumes, options, findings, old)
             os.replace(fresh, out)
             part.unlink()
-    return _summary(out, sorted(entry.path for entry, _ in new.values()), written=True)
+    return _summary(out, sorted(entry.name for entry, _ in new.values()), written=True)
 
 
 def renew_catalogue(path: str | Path, workers: int = 1) -> Indexed:
@@ -287,15 +287,15 @@ def _same(old: Catalogue, settings: dict[str, str], volumes: Sequence[Volume]) -
 def _say_what_changed(old: Catalogue | None, volumes: Sequence[Volume]) -> None:
     if old is None:
         return
-    before = {volume.entry: volume for volume in old.volumes.values()}
+    before = {volume.name: volume for volume in old.volumes.values()}
     others = 0
     for entry, header in volumes:
-        volume = before.pop(entry.path, None)
+        volume = before.pop(entry.name, None)
         if volume is None:
-            logger.info("%s is new", entry.path)
+            logger.info("%s is new", entry.name)
         elif volume.state != header.state:
             logger.warning(
-                "%s or its label map has changed since it was indexed; it is read again", entry.path
+                "%s or its label map has changed since it was indexed; it is read again", entry.name
             )
         else:
             others += volume.key != header.key

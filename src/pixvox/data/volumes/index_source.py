@@ -16,9 +16,10 @@ from pixvox.data.datasets.description import read_description
 from pixvox.data.datasets.layout import IMAGE_FOLDERS, Layout, Split, find_layout
 from pixvox.data.datasets.pairing import pair_files
 from pixvox.data.volumes.catalogue import RESERVED, below
+from pixvox.data.volumes.part import PART_COLUMNS, Part, part_of
 from pixvox.errors import DataError
 
-COLUMNS = ("path", "label_path", "experiment", "split", "axes")
+COLUMNS = ("path", "label_path", "experiment", "split", *PART_COLUMNS)
 """Columns of a table that the index itself reads; all others are flags to choose volumes by."""
 
 SPLITS = ("train", "val", "test")
@@ -35,7 +36,8 @@ class Entry:
         label_path: File of its label map below the root, or None.
         experiment: What it belongs to, or None.
         split: ``"train"``, ``"val"``, ``"test"``, or None.
-        axes: A letter per stored axis; None for what the file says.
+        part: Which array of the file it is.
+        label_part: Which array of the file its label map is.
         flags: Any further columns.
         spacing: Size of a pixel or voxel per axis in array order, for a file that does not say; in micrometres.
     """
@@ -44,9 +46,15 @@ class Entry:
     label_path: str | None = None
     experiment: str | None = None
     split: str | None = None
-    axes: str | None = None
+    part: Part = field(default_factory=Part)
+    label_part: Part = field(default_factory=Part)
     flags: dict[str, Any] = field(default_factory=dict)
     spacing: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its file, and which part of it, where there are several."""
+        return f"{self.path}{self.part}"
 
 
 def read_entries(sources: Sequence[Path], root: Path | None = None) -> tuple[Path, list[Entry]]:
@@ -84,9 +92,9 @@ def read_entries(sources: Sequence[Path], root: Path | None = None) -> tuple[Pat
         )
     seen: set[str] = set()
     for entry in entries:
-        if entry.path in seen:
-            raise DataError(f"{named} names {entry.path} twice; keep one")
-        seen.add(entry.path)
+        if entry.name in seen:
+            raise DataError(f"{named} names {entry.name} twice; keep one")
+        seen.add(entry.name)
     return base, entries
 
 
@@ -112,13 +120,23 @@ def choose(entries: Sequence[Entry], where: str, source: str) -> list[Entry]:
         ['b.tif']
     """
     flags = flag_columns(entries)
-    known = [name for name in COLUMNS if name != "axes"]
+    rows = [
+        {name: getattr(entry, name) for name in COLUMNS if name not in PART_COLUMNS}
+        | entry.part.columns()
+        | entry.label_part.columns("label_")
+        for entry in entries
+    ]
+    known = [name for name in COLUMNS if name not in PART_COLUMNS or any(row[name] for row in rows)]
     connection = sqlite3.connect(":memory:")
-    columns = [f"{name} TEXT" for name in known] + [f"{quoted(name)} NUMERIC" for name in flags]
+    columns = [f"{name} {'NUMERIC' if name in PART_COLUMNS else 'TEXT'}" for name in known]
+    columns += [f"{quoted(name)} NUMERIC" for name in flags]
     connection.execute(f"CREATE TABLE volumes({', '.join(columns)})")
     connection.executemany(
         f"INSERT INTO volumes VALUES({', '.join('?' * len(columns))})",
-        [[getattr(entry, name) for name in known] + flag_values(entry, flags) for entry in entries],
+        [
+            [row[name] for name in known] + flag_values(entry, flags)
+            for row, entry in zip(rows, entries, strict=True)
+        ],
     )
     try:
         numbers = [row for (row,) in connection.execute(f"SELECT rowid FROM volumes WHERE ({where}\n)")]
@@ -227,7 +245,8 @@ def _of_table(table: Path, root: Path) -> list[Entry]:
                 files["label_path"],
                 texts["experiment"],
                 texts["split"],
-                texts["axes"],
+                part_of(row, f"{table}: row {number}"),
+                part_of(row, f"{table}: row {number}", "label_"),
                 flags,
             )
         )

@@ -21,7 +21,7 @@ from pixvox.data.volumes.crop_size import crop_voxels
 from pixvox.data.volumes.file_state import file_state, sampled_checksum
 from pixvox.data.volumes.index_source import Entry
 from pixvox.data.volumes.label_objects import label_objects
-from pixvox.data.volumes.open import open_volume
+from pixvox.data.volumes.part import Part
 from pixvox.data.volumes.volume import Volume
 from pixvox.errors import DataError
 
@@ -120,12 +120,12 @@ def read_header(root: Path, entry: Entry, options: IndexOptions) -> VolumeHeader
     Raises:
         DataError: If they cannot be opened, or do not fit each other or the crops.
     """
-    image = _open(root, entry.path, options, entry.axes)
+    image = _open(root, entry.path, entry.part, options)
     files: list[Path | None] = [below(root, entry.path, root)]
     if entry.label_path is None:
         files.append(None)
     else:
-        labels = _open_labels(root, entry.label_path, options)
+        labels = _open_labels(root, entry.label_path, entry.label_part, options)
         if labels.size != image.size:
             raise DataError(
                 f"{image.source} has the size {image.size}, its label map {labels.source} {labels.size}; one of them "
@@ -139,7 +139,7 @@ def read_header(root: Path, entry: Entry, options: IndexOptions) -> VolumeHeader
     decides = {
         "version": SCHEMA_VERSION,
         "options": asdict(options),
-        "axes": entry.axes,
+        "parts": [asdict(entry.part), asdict(entry.label_part)],
         "spacing": entry.spacing,
         "state": state,
         "checksums": sums,
@@ -178,7 +178,7 @@ def measure_intensity(root: Path, entry: Entry, options: IndexOptions) -> list[l
     Raises:
         DataError: If values cannot be read, or a channel has no finite one.
     """
-    volume = _open(root, entry.path, options, entry.axes)
+    volume = _open(root, entry.path, entry.part, options)
     seen: list[npt.NDArray[Any]] = []
     for region in _sampled_regions(volume):
         values = volume.read(region)
@@ -200,8 +200,8 @@ def index_block(root: Path, entry: Entry, options: IndexOptions, block: Index) -
         DataError: If the label map cannot be read, or holds no ids.
     """
     if entry.label_path is None:
-        return _without_labels(_open(root, entry.path, options, entry.axes), options, block)
-    volume = _open_labels(root, entry.label_path, options)
+        return _without_labels(_open(root, entry.path, entry.part, options), options, block)
+    volume = _open_labels(root, entry.label_path, entry.label_part, options)
     grid = options.grid(volume.size)
     region = grid.region_of(block)
     labels = whole_numbers(volume.read(region)[0], volume.source)
@@ -265,14 +265,12 @@ def _within(crop: Index, region: Index) -> Index:
     )
 
 
-def _open(root: Path, path: str, options: IndexOptions, axes: str | None = None) -> Volume:
-    return open_volume(
-        below(root, path, root), len(options.size), axes, allow_missing_chunks=options.allow_missing_chunks
-    )
+def _open(root: Path, path: str, part: Part, options: IndexOptions) -> Volume:
+    return part.open(below(root, path, root), len(options.size), options.allow_missing_chunks)
 
 
-def _open_labels(root: Path, path: str, options: IndexOptions) -> Volume:
-    volume = _open(root, path, options)
+def _open_labels(root: Path, path: str, part: Part, options: IndexOptions) -> Volume:
+    volume = _open(root, path, part, options)
     if volume.channels != 1:
         raise DataError(f"{volume.source}: a label map has one channel, this has {volume.channels}")
     return volume
