@@ -122,6 +122,7 @@ def test_pickled_arrays_are_refused(tmp_path):
     ],
 )
 def test_truncated_volume_never_reads_as_fewer_planes(tmp_path, keep, options):
+    """Fault 4."""
     path = tmp_path / "volume.tif"
     volume = np.random.default_rng(0).integers(0, 60_000, (16, 40, 40), dtype=np.uint16)
     tifffile.imwrite(path, volume, **options)
@@ -132,6 +133,7 @@ def test_truncated_volume_never_reads_as_fewer_planes(tmp_path, keep, options):
 
 
 def test_picture_above_the_limit_is_refused_before_decoding(tmp_path):
+    """Fault 5."""
     path = tmp_path / "bomb.png"
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
     save(path, np.zeros((2, 2), np.uint8))
@@ -143,6 +145,7 @@ def test_picture_above_the_limit_is_refused_before_decoding(tmp_path):
 
 
 def test_pixel_limit_is_an_option_and_spares_tiled_tiff(tmp_path):
+    """Fault 5."""
     image = np.zeros((32, 48), np.uint8)
     tifffile.imwrite(tmp_path / "strips.tif", image)
     tifffile.imwrite(tmp_path / "tiles.tif", image, tile=(16, 16))
@@ -218,6 +221,7 @@ def test_volume_of_one_plane_stays_a_volume(tmp_path):
 
 
 def test_zarr_with_missing_chunks_is_refused_unless_allowed(tmp_path):
+    """Fault 21."""
     path = tmp_path / "v.zarr"
     array = zarr.create_array(str(path), shape=(4, 6, 8), chunks=(2, 6, 8), dtype="uint16")
     array[:2] = 5
@@ -227,6 +231,7 @@ def test_zarr_with_missing_chunks_is_refused_unless_allowed(tmp_path):
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_places_of_missing_chunks_are_marked_when_they_are_allowed(tmp_path, version):
+    """Fault 21."""
     path = tmp_path / "v.zarr"
     array = zarr.create_array(
         str(path), shape=(5, 6, 7), chunks=(2, 6, 4), dtype="uint16", fill_value=9, zarr_format=version
@@ -243,6 +248,7 @@ def test_places_of_missing_chunks_are_marked_when_they_are_allowed(tmp_path, ver
 
 
 def test_zarr_with_a_damaged_chunk_is_refused(tmp_path):
+    """Fault 22."""
     path = tmp_path / "v.zarr"
     zarr.create_array(str(path), data=VOLUME, chunks=(1, *VOLUME.shape[1:]))
     chunk = path / "c" / "1" / "0" / "0"

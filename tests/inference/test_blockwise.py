@@ -124,6 +124,7 @@ def test_files_are_those_that_were_asked_for(tmp_path, model, volume):
 
 
 def test_missing_chunks_are_an_error_unless_they_are_allowed(tmp_path, model, volume):
+    """Fault 21."""
     (volume / "0" / "c" / "0" / "1" / "1").unlink()
     folder = model.save_pretrained(tmp_path / "model")
     options = {"blocks": True, "tile_size": [20, 48, 48], "page": False}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pixvox.data.images import read_image, read_labels
 from pixvox.errors import DataError
-from pixvox.inference.results import save, smallest_type, table, to_coco
+from pixvox.inference.results import save, save_labels, smallest_type, table, to_coco
 from pixvox.metrics.coco import CocoAveragePrecision
 from pixvox.structures import Geometry, Instances, Segmentation
 
@@ -161,7 +161,17 @@ def test_ids_never_wrap(tmp_path):
     assert np.array_equal(written, label_map.numpy())
 
 
+def test_instances_of_a_volume_beyond_16_bit_are_written_as_32_bit(tmp_path, monkeypatch):
+    """Fault 20."""
+    label_map = torch.arange(1, 65_537, dtype=torch.int32).reshape(4, 128, 128)
+    few = Segmentation(Instances(masks=label_map % 2))  # so many objects would take a minute
+    monkeypatch.setattr(Segmentation, "label_map", lambda self: label_map)
+    written = read_labels(save_labels(few, tmp_path, "many"))
+    assert written.dtype == np.uint32 and np.array_equal(written, label_map.numpy())
+
+
 def test_smallest_type_holds_every_value():
+    """Fault 20: what does not fit is refused."""
     assert smallest_type(np.array([0, 255])) == np.uint8
     assert smallest_type(np.array([0, 255]), at_least_16_bit=True) == np.uint16
     assert smallest_type(np.array([0, 65_536]), at_least_16_bit=True) == np.uint32

@@ -71,6 +71,7 @@ def _bar(size=(12, 60), place=slice(10, 50)):
 
 
 def test_an_object_through_many_blocks_has_one_id(tmp_path):
+    """Fault 47."""
     truth = _bar(place=slice(0, 60))
     blocks, store = Blocks(truth.shape, (12, 12), 0.3), TileStore(tmp_path, {})
     _fill(store, blocks, truth)

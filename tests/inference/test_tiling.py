@@ -44,6 +44,7 @@ def test_tiles_cover_any_length_overlap_as_asked_and_count_one_everywhere():
     ],
 )
 def test_tiles_of_a_network_without_context_equal_the_whole_image(size, tiles):
+    """Fault 47."""
     model, image = pointwise(len(size)), noise(size)
     whole = predict(model, image)
     model.head.gives_probabilities = True

@@ -67,6 +67,7 @@ def _bytes(folder):
 
 
 def test_the_truth_in_windows_is_written_as_the_truth_of_the_volume(tmp_path, volume, truth):
+    """Fault 47."""
     result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE, page=True)
     assert one_to_one(_labels(result), truth)
     assert result.count == truth.max()
@@ -170,6 +171,7 @@ def test_ray_writes_the_same_bytes(tmp_path, volume, monkeypatch):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, volume):
+    """Fault 47."""
     one, other = tmp_path / "one", tmp_path / "other"
     whole = TruthPredictor()
     predict_objects(whole, volume, one, "cells", TILE, page=True)
@@ -200,6 +202,7 @@ predict_volume(Slow(), open_volume(sys.argv[1]), Path(sys.argv[2]), "cells", Blo
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, volume):
+    """Fault 47."""
     one, other = tmp_path / "one", tmp_path / "other"
     predict_objects(TruthPredictor(), volume, one, "cells", TILE)
     here = str(Path(truth_predictor.__file__).parent)
@@ -239,6 +242,7 @@ def test_a_chunk_that_was_rewritten_begins_anew(tmp_path, volume, truth):
 
 
 def test_nothing_is_found_where_voxels_are_missing(tmp_path, volume, truth):
+    """Fault 21."""
     (tmp_path / "v.ome.zarr" / "0" / "c" / "1" / "1" / "1").unlink()
     with pytest.raises(DataError, match="never written"):
         predict_objects(TruthPredictor(), open_volume(volume.source), tmp_path / "out", "cells", TILE)
@@ -250,6 +254,7 @@ def test_nothing_is_found_where_voxels_are_missing(tmp_path, volume, truth):
 
 
 def test_more_objects_than_the_type_holds_are_refused(tmp_path, truth):
+    """Fault 20."""
     blocks, store = Blocks((4, 300), (4, 300)), TileStore(tmp_path, {})
     store.save(
         blocks[0],
@@ -261,6 +266,20 @@ def test_more_objects_than_the_type_holds_are_refused(tmp_path, truth):
     )
     with pytest.raises(OverflowError, match="1199 objects do not fit into uint8"):
         write_objects(StitchedObjects.of(blocks, store), np.zeros((4, 300), dtype=np.uint8))
+
+
+def test_more_objects_than_32_bit_count_are_refused_before_anything_is_written():
+    """Fault 20."""
+
+    class TooMany(StitchedObjects):
+        def __init__(self):
+            pass
+
+        def __len__(self):
+            return 2**32
+
+    with pytest.raises(OverflowError, match="4294967296 objects do not fit into uint32"):
+        write_objects(TooMany(), np.zeros(1, dtype=np.uint32))
 
 
 def test_what_does_not_suit_blocks_is_refused(tmp_path, volume):
@@ -276,6 +295,7 @@ def test_what_does_not_suit_blocks_is_refused(tmp_path, volume):
 
 
 def test_classes_in_blocks_are_those_of_the_whole_for_a_network_that_looks_at_single_voxels(tmp_path):
+    """Fault 47."""
     model = pointwise(3)
     image = noise((14, 33, 29))
     whole = model.predict(image)

@@ -166,6 +166,7 @@ def test_exif_rotated_jpeg_agrees_with_its_label_map(tmp_path):
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])
 def test_missing_chunks_of_image_and_labels_are_ignored(tmp_path, task):
+    """Fault 21."""
     stored = {"images": (slice(0, 2), slice(None)), "labels": (slice(None), slice(0, 3))}
     for folder, place in stored.items():
         array = zarr.create_array(

@@ -88,6 +88,7 @@ def ids(layers):
 @pytest.mark.parametrize("first", [1, 65_534, 2**24, 2**31 - 10])
 @pytest.mark.parametrize("name", sorted(set(KINDS) - JOINS))
 def test_the_set_of_ids_is_unchanged_wherever_objects_stay(name, first, size):
+    """Fault 19."""
     dtype = torch.int32 if first + 9 < 2**31 else torch.int64
     layers = blocks(size, range(first, first + 9)).to(dtype)
     sample = replace(sample_of(blocks(size, range(1, 10))), layers=layers)
@@ -99,6 +100,7 @@ def test_the_set_of_ids_is_unchanged_wherever_objects_stay(name, first, size):
 
 @pytest.mark.parametrize("name", sorted(JOINS))
 def test_more_than_65535_instances_of_several_samples_stay_apart(name):
+    """Fault 19."""
     count = 66_000
     layers = torch.zeros(1, 300, 310, dtype=torch.int32)
     layers.view(-1)[:count] = torch.arange(1, count + 1)

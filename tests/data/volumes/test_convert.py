@@ -301,6 +301,7 @@ def test_mistake_gets_one_message_and_code_2(tmp_path, monkeypatch, capsys, argu
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("labels", [False, True])
 def test_missing_chunks_are_refused_or_become_zero_and_are_told(tmp_path, capsys, labels):
+    """Fault 21."""
     source, out = tmp_path / "a.ome.zarr", tmp_path / "b.ome.tif"
     array = create_ome_zarr(source, (9, 20, 31), np.uint16, (4, 8, 8), labels=labels)
     array[:] = 1 + VOLUME[0]

@@ -355,6 +355,7 @@ def test_nifti_is_read_in_part_and_scaled(tmp_path, suffix, slope, caplog):
     ],
 )
 def test_tiff_that_was_cut_off_never_reads_as_fewer_planes(tmp_path, keep, options):
+    """Fault 4."""
     path = tmp_path / "volume.tif"
     tifffile.imwrite(path, GREY, **options)
     assert_reads(open_volume(path), GREY[None])
@@ -393,6 +394,7 @@ def test_damaged_strip_is_named_and_the_others_still_read(tmp_path):
 
 
 def test_missing_chunks_are_refused_when_they_are_read_or_marked_where_allowed(tmp_path):
+    """Fault 21."""
     path = str(tmp_path / "v.zarr")
     array = zarr.create_array(path, shape=(2, 5, 6, 7), chunks=(1, 2, 6, 4), dtype="uint16", fill_value=9)
     array[:, :4] = 5
@@ -418,6 +420,7 @@ def test_missing_chunks_are_refused_when_they_are_read_or_marked_where_allowed(t
 
 
 def test_missing_tiles_and_hdf5_chunks_are_treated_alike(tmp_path):
+    """Fault 21."""
     def tiles():
         yield np.ones((16, 16), np.uint8)
         yield None
@@ -441,6 +444,7 @@ def test_missing_tiles_and_hdf5_chunks_are_treated_alike(tmp_path):
     ids=["3", "2", "sharded"],
 )
 def test_damaged_chunk_is_named_with_its_array(tmp_path, options):
+    """Fault 22."""
     path = tmp_path / "v.zarr"
     zarr.create_array(str(path), data=GREY, chunks=(2, 8, 8), **options)
     key = {"zarr_format": "1.1.1", "shards": "c/0/0/0"}.get(next(iter(options), ""), "c/1/1/1")
@@ -456,6 +460,7 @@ def test_damaged_chunk_is_named_with_its_array(tmp_path, options):
 
 
 def test_a_slide_beyond_the_pixel_limit_is_read_by_its_tiles(tmp_path, monkeypatch):
+    """Fault 5."""
     monkeypatch.setattr(lazy_tiff, "MAX_SEGMENT", 1000)
     slide = RNG.integers(0, 255, (160, 320), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "tiles.tif", slide, tile=(16, 32), compression="zlib")
