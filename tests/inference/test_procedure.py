@@ -1,5 +1,6 @@
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -9,11 +10,13 @@ from pixvox.configuration import compose
 from pixvox.data.collate import Collate
 from pixvox.data.metadata import Metadata
 from pixvox.data.sample import Sample
+from pixvox.data.volumes.ome_zarr import create_ome_zarr
 from pixvox.errors import ConfigError
 from pixvox.evaluation import build_procedure, evaluate, evaluation_config
 from pixvox.inference.predictor import predict
 from pixvox.inference.procedure import Procedure
 from pixvox.methods.supervised import Supervised
+from pixvox.prediction import predict_files
 from pixvox.training.train import train
 from pixvox.weights import load
 from pointwise import noise, pointwise
@@ -133,3 +136,38 @@ def test_training_validates_saves_and_evaluates_with_the_options_of_inference(tm
     assert whole["mIoU"] != again["mIoU"]
     with pytest.raises(ConfigError, match="did you mean inference.tile_size"):
         evaluate(run.dir, overrides=["num_workers=0", "inference.tile_sise=8"])
+
+
+@pytest.mark.slow
+def test_volumes_of_several_spacings_are_learned_scored_and_predicted_at_one(tmp_path):
+    for split, names in (("train", "abc"), ("val", "de")):
+        for number, name in enumerate(names):
+            spacing = [(2.0, 1.0, 1.0), (1.0, 1.0, 0.5), (1.0, 0.5, 0.5)][number]
+            size = [round(16 / step) for step in spacing]
+            labels = np.zeros(size, np.uint8)
+            labels[:, size[1] // 4 : size[1] // 2, : size[2] // 2] = 1
+            for kind, values in (("images", labels * 200 + np.uint8(number)), ("labels", labels)):
+                folder = tmp_path / "data" / kind / split
+                folder.mkdir(parents=True, exist_ok=True)
+                create_ome_zarr(folder / f"{name}.zarr", size, np.uint8, (4, 8, 8), spacing)[:] = values
+    run = train(
+        ["head=fcn", "backbone=simple", "backbone.channels=[4,8]", "backbone.strides=[1,2]", "neck=none", "data=folder",
+         f"data.path={tmp_path / 'data'}", "data.options.task=semantic", "data.options.spatial_dims=3",
+         "transforms.spacing=1", "image_size=[8,8,16]", "batch_size=3", "num_workers=0", "logger=none",
+         "trainer.accelerator=cpu", "epochs=2", f"run_dir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    assert load(run.dir).config["inference"] == {"spacing": 1, "spacing_unit": "um"}
+    assert evaluate(run.dir, overrides=["num_workers=0"])["mIoU"] == pytest.approx(
+        run.metrics["mIoU"], abs=1e-6
+    )
+    elsewhere = evaluate(
+        run.dir, tmp_path / "data", overrides=["num_workers=0", "data.options.task=semantic"]
+    )
+    assert elsewhere["mIoU"] == pytest.approx(run.metrics["mIoU"], abs=1e-6)
+    as_it_is = evaluate(run.dir, overrides=["num_workers=0", "transforms.spacing=null"])
+    assert as_it_is["mIoU"] != run.metrics["mIoU"]
+    rows = predict_files(run.dir, [tmp_path / "data" / "images" / "val"], tmp_path / "out")
+    assert [row.get("error") for row in rows] == [None, None]
+    found = load(run.dir).predict(tmp_path / "data" / "images" / "val" / "e.zarr")
+    assert found.class_map.shape == (16, 16, 32)
+    assert found.geometry.spacing == pytest.approx((1.0, 1.0, 0.5))
