@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from pixvox.data.synthetic.digits import Digits
 from pixvox.data.synthetic.nuclei3d import Nuclei3d
 from pixvox.data.synthetic.shapes import Shapes
 from pixvox.errors import ConfigError, DataError
+from pixvox.progress import progress
 from pixvox.signatures import nearest, signature
 from pixvox.structures import Masks
 
@@ -134,7 +134,7 @@ def _write_pictures(shapes: Shapes | Digits, root: Path, split: str) -> None:
     semantic = shapes.metadata.task == "semantic"
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in _progress(range(len(shapes)), f"{shapes.metadata.name}, {split}"):
+    for index in progress(range(len(shapes)), len(shapes), f"{shapes.metadata.name}, {split}"):
         scene = shapes.render(index)
         name = f"{index:06d}.png"
         picture = scene.image.transpose(1, 2, 0) if shapes.channels == 3 else scene.image[0]
@@ -172,7 +172,7 @@ def _write_nuclei(nuclei: Nuclei3d, root: Path, split: str, file_format: str) ->
     images, labels = _folder(root / "images" / split), _folder(root / "labels" / split)
     write, suffix = (_write_tiff, ".tif") if file_format == "tiff" else (_write_zarr, ".zarr")
     spacing = nuclei.spacing.tolist()
-    for index in _progress(range(len(nuclei)), f"nuclei3d, {split}"):
+    for index in progress(range(len(nuclei)), len(nuclei), f"nuclei3d, {split}"):
         volume = nuclei.render(index)
         write(images / f"{index:06d}{suffix}", volume.image, spacing)
         write(labels / f"{index:06d}{suffix}", _smallest_ids(volume.label_map), spacing)
@@ -222,14 +222,3 @@ def _folder(path: Path) -> Path:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content) + "\n")
-
-
-def _progress(items: range, what: str) -> Iterator[int]:
-    """Show a bar on a terminal, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import track
-
-    shown: Iterable[int] = track(
-        items, what, console=Console(file=sys.stderr), disable=not sys.stderr.isatty(), transient=True
-    )
-    yield from shown

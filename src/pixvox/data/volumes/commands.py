@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from pixvox.command_options import Debug, Json
-from pixvox.console import print_json, progress_bars
+from pixvox.console import print_json
 from pixvox.errors import ConfigError
+from pixvox.progress import progress_bars
 
 
 class Dtype(StrEnum):
