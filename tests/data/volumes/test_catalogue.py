@@ -195,6 +195,14 @@ def test_paths_are_cleaned_and_links_in_circles_do_no_harm(tmp_path):
     assert below(tmp_path, "a/../loop/b.tif", Path("t")) == tmp_path / "loop" / "b.tif"
 
 
+def test_a_folder_whose_links_go_in_circles_is_indexed_once(tmp_path):
+    write_volumes(tmp_path, count=1)
+    for name in ("images", "labels"):
+        (tmp_path / name / "again").symlink_to(tmp_path / name, target_is_directory=True)
+    done = build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP)
+    assert done.read == ["images/v0.npy"]
+
+
 def test_changed_and_lost_files_are_named(tmp_path):
     write_volumes(tmp_path, count=3)
     build_catalogue(tmp_path, tmp_path / "c.sqlite", CROP)
@@ -240,7 +248,7 @@ def _read_until(done, path, known, answers):
     rounds, opened = 0, Catalogue(path)
     first, random = content(opened), np.random.default_rng(os.getpid())
     try:
-        while not done.is_set() or not rounds:
+        while not done.wait(0.02) or not rounds:
             ids = random.integers(1, len(first) + 1, 16)
             starts = opened.crops(ids).starts.tolist()
             assert starts == [list(first[number - 1][1]) for number in ids]
@@ -251,19 +259,19 @@ def _read_until(done, path, known, answers):
         answers.put(repr(error))
 
 
-def test_processes_read_while_one_writes(tmp_path):
-    write_volumes(tmp_path, count=2, objects=6)
+def test_eight_processes_read_while_one_writes(tmp_path):
+    write_volumes(tmp_path, count=2, size=(4, 16, 48), objects=6)
     path, known = tmp_path / "c.sqlite", []
-    for min_volume in (20, 1):
+    for min_volume in (70, 1):
         build_catalogue(tmp_path, path, CROP, min_volume=min_volume)
         known.append(content(Catalogue(path)))
     assert known[0] != known[1]
     context = multiprocessing.get_context("fork")
     answers, done = context.Queue(), context.Event()
-    readers = [context.Process(target=_read_until, args=(done, path, known, answers)) for _ in range(3)]
+    readers = [context.Process(target=_read_until, args=(done, path, known, answers)) for _ in range(8)]
     for reader in readers:
         reader.start()
-    for min_volume in (20, 1):
+    for min_volume in (70, 1):
         build_catalogue(tmp_path, path, CROP, min_volume=min_volume)
     done.set()
     rounds = [answers.get(timeout=60) for _ in readers]

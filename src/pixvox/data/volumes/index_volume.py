@@ -247,7 +247,7 @@ def _without_labels(volume: Volume, options: IndexOptions, block: Index) -> Inde
     counts = [-1] * len(crops := list(grid.crops_of(block)))
     if options.min_intensity is not None:
         region = grid.region_of(block)
-        bright = (volume.read(region) >= options.min_intensity).any(axis=0)
+        bright: npt.NDArray[np.bool_] = np.any(volume.read(region) >= options.min_intensity, axis=0)
         missing = volume.missing(region) if options.allow_missing_chunks else None
         if missing is not None:
             bright &= ~missing
