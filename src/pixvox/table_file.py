@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ def rows_of(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield from (dict(zip(batch, row, strict=True)) for row in zip(*columns, strict=True))
 
 
-def pyarrow(what: str) -> ModuleType:
+def pyarrow(what: str) -> Any:
     """Return the library that Parquet needs.
 
     Args:

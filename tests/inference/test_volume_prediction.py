@@ -32,6 +32,7 @@ from pixvox.inference.tile_store import TileStore
 from pixvox.inference.volume_prediction import BlockOptions, predict_volume
 from pixvox.models import create_model
 from pixvox.structures import Geometry, Instances, Segmentation
+from pixvox.table_file import read_rows
 from pointwise import noise, pointwise
 from truth_predictor import TruthPredictor
 
@@ -116,6 +117,17 @@ def test_labels_can_be_tiff(tmp_path, volume, truth):
     assert result.labels.name == "cells_labels.ome.tif" and written.dtype == np.uint32
     assert (written.spacing, written.unit) == ((2.0, 0.5, 0.5), "um")
     assert one_to_one(written.read(tuple(slice(0, n) for n in SIZE))[0].astype(np.int64), truth)
+
+
+def test_a_table_can_be_parquet_with_the_same_rows(tmp_path, volume):
+    pytest.importorskip("pyarrow")
+    result = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE, table="parquet")
+    text = predict_objects(TruthPredictor(), volume, tmp_path / "out", "cells", TILE).table
+    assert (result.table.name, text.name) == ("cells_table.parquet", "cells_table.csv")
+    rows = list(read_rows(result.table))
+    assert [{name: str(value) for name, value in row.items()} for row in rows] == list(read_rows(text))
+    kinds = {name: type(value) for name, value in rows[0].items()}
+    assert kinds["id"] is int and kinds["score"] is float and kinds["touches_border"] is bool
 
 
 def test_the_result_keeps_spacing_and_has_coarser_levels(tmp_path, volume):

@@ -67,7 +67,7 @@ class StitchedTiles:
             labels = torch.from_numpy(found.label_map())
         if geometry.original_size != size:
             labels = nearest(labels[None], geometry.original_size)[0]
-        present = labels.unique()  # the finest objects may lie between the pixels of a coarser original
+        present = torch.unique(labels)  # the finest objects may lie between the pixels of a coarser original
         present = present[present > 0].long()
         instances = Instances(
             masks=Masks.from_label_map(labels, present),
