@@ -274,5 +274,5 @@ def test_eight_processes_read_while_one_writes(tmp_path):
     for min_volume in (70, 1):
         build_catalogue(tmp_path, path, CROP, min_volume=min_volume)
     done.set()
-    rounds = [answers.get(timeout=60) for _ in readers]
+    rounds = [answers.get(timeout=300) for _ in readers]
     assert all(isinstance(count, int) for count in rounds), rounds

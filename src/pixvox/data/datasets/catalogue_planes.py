@@ -25,8 +25,8 @@ class CataloguePlanes(Dataset):
     A plane across z is seen as ``(y, x)``, one across y as ``(z, x)``, one across x as ``(z, y)``, with the spacing of
     these axes; ``transforms.spacing`` makes pixels square. An object that a plane cuts into several parts stays one.
 
-    Cellpose segments volumes by a 2-D model that has seen planes along all axes ("Cellpose: a generalist algorithm for
-    cellular segmentation", Stringer et al., 2021, https://doi.org/10.1038/s41592-020-01018-x).
+    Cellpose sees volumes so, by a 2-D model ("Cellpose: a generalist algorithm for cellular segmentation", Stringer et
+    al., 2021, https://doi.org/10.1038/s41592-020-01018-x).
 
     Args:
         crops: Crops of volumes.
