@@ -16,10 +16,10 @@ from pixvox.data.readers.regions import Index
 from pixvox.data.volumes.formats.stored_array import Header
 from pixvox.errors import DataError
 
-MOST_MAPPED = 256 * 2**20
+MOST_MAPPED = 128 * 2**20
 """Bytes that are read through one map of a file: the system counts them as memory of the process."""
 
-_FAULT = 64 * 1024  # bytes that the system makes available around each one that is read
+_FAULT = 2 * 2**20  # bytes that the system may make available around each one that is read: a large page
 
 
 class MappedFile:
@@ -117,10 +117,14 @@ class _Map:
 
 
 def _touched(part: np.ndarray) -> int:
-    """Return at most how many bytes of memory a part of a map takes."""
-    span = sum((length - 1) * abs(step) for length, step in zip(part.shape, part.strides, strict=True))
-    rows = part.size // max(part.shape, default=1) if part.size else 0
-    return int(min(span + part.itemsize, rows * (_FAULT + part.nbytes // max(rows, 1))))
+    """Return about how many bytes of memory a part of a map takes: runs of it, and what comes with each."""
+    axes = sorted(zip(part.strides, part.shape, strict=True), reverse=True)
+    runs, least = 1, part.nbytes * _FAULT
+    for axis in range(len(axes) + 1):
+        run = part.itemsize + sum(step * (length - 1) for step, length in axes[axis:])
+        least = min(least, runs * (run + _FAULT))
+        runs *= axes[axis][1] if axis < len(axes) else 1
+    return least
 
 
 def open_npy(path: Path) -> MappedFile:
