@@ -46,7 +46,7 @@ class Blockwise:
         workers: Processes or tasks at a time; by default one per CPU core, and one process on a GPU.
         table: ``"csv"``, or ``"parquet"`` for millions of objects; of images that are read whole, too.
         labels: ``"ome-zarr"``, or ``"tiff"`` for an uncompressed OME-TIFF.
-        allow_missing_chunks: Find nothing where Zarr chunks were never written; otherwise that is an error.
+        allow_missing_chunks: Find no objects where Zarr chunks were never written; otherwise that is an error.
         page: Whether there is a page to look at; None for volumes and for what goes block by block.
 
     Raises:
