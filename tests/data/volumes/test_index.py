@@ -140,7 +140,6 @@ def test_time_points_levels_and_arrays_of_files_are_volumes_of_their_own(tmp_pat
     labels = write_volumes(tmp_path, count=2)
     movie = np.stack(labels)
     np.save(tmp_path / "movie.npy", movie * 100)
-    np.save(tmp_path / "ids.npy", movie)
     array = create_ome_zarr(tmp_path / "p.ome.zarr", movie.shape[1:], np.uint16, (4, 16, 16), (1.0, 1.0, 1.0))
     array[:] = labels[0]
     build_pyramid(tmp_path / "p.ome.zarr", smallest=20)
@@ -168,7 +167,13 @@ def test_time_points_levels_and_arrays_of_files_are_volumes_of_their_own(tmp_pat
         assert np.array_equal(sample.image[0].numpy(), images[number][region].astype(np.float32))
         assert len(sample.labels) == len(objects) == len(np.unique(maps[number][region])) - 1
     assert "movie.npy[time=1][0:4" in dataset[0].source
+    tifffile.imwrite(tmp_path / "ids.tif", movie, metadata={"axes": "TZYX"}, ome=True)
+    for row in rows[:2]:
+        row |= {"label_path": "ids.tif", "label_time": row["time"]}
+    table.write_text(json.dumps(rows))
     build_catalogue(table, path, CROP)
+    both = [objects for name, _, objects in content(Catalogue(path)) if name == "movie.npy"]
+    assert both == [objects for own in labels for _, objects in crops_of(own, CROP)]
     splits = split_volumes(Catalogue(path).volumes, "volume", {"val": 0.4}, seed=0)
     assert any({1, 2} <= own for own in splits.values()), "time points of a file are alike"
     table.write_text(json.dumps([{"path": "movie.npy", "time": "3 h"}]))
