@@ -5,17 +5,20 @@
     python benchmarks/embryos.py --data embryo3d_bbbc050/ --model runs/last [--json FILE]
 
 The classical method: a difference of Gaussians above a threshold, cut by a watershed of the distance to the background
-from its peaks. Its five parameters are tuned on volumes of the training split; figures are of the validation split.
+from its peaks. Its five parameters, and the model's least score of an object, are tuned on volumes of the training
+split; figures are of the validation split.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,14 @@ import tifffile
 import torch
 from scipy import ndimage
 
+import pixvox
 from pixvox.metrics.volume_comparison import compare_volumes
 
 SPACING = (1.75, 0.8, 0.8)
 """Micrometres, (z, y, x)."""
+
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+"""Least scores of objects that are tried."""
 
 SHOWN = ("precision_50", "recall_50", "PQ", "SEG", "AJI", "ARAND", "VOI", "recall_small", "centroid_F1")
 
@@ -96,6 +103,25 @@ def pooled(rows: Iterable[dict[str, Any]]) -> float:
     return found / (predicted + true - found)
 
 
+def predict(model: Any, folder: Path, tile: tuple[int, ...], image: Path, threshold: float) -> Any:
+    """Segment a volume in windows, as ``pixvox predict`` does."""
+    return model.predict_volume(image, folder, score_threshold=threshold, tile_size=tile, page=False)
+
+
+def tuned_threshold(predict: Callable[[Path, float], Any], files: list[tuple[Path, Path]]) -> float:
+    """Return the least score of an object with the best matched AP50 over all objects of some volumes."""
+    rows: dict[float, list[dict[str, Any]]] = {threshold: [] for threshold in THRESHOLDS}
+    for image, truth in files:
+        result = predict(image, min(THRESHOLDS))
+        labels = pixvox.open_volume(result.labels)
+        ids = labels.read(tuple(slice(0, length) for length in labels.size))[0]
+        with result.table.open() as file:
+            scores = np.array([0.0, *(float(row["score"]) for row in csv.DictReader(file))])
+        for threshold, found in rows.items():
+            found.append(_scores(np.where(scores[ids] >= threshold, ids, 0), tifffile.imread(truth)))
+    return max(rows, key=lambda threshold: pooled(rows[threshold]))
+
+
 def measure(name: str, work: Callable[[Path], Any], files: list[tuple[Path, Path]]) -> dict[str, Any]:
     """Return the scores of a method, and print them as a row."""
     start, rows = time.process_time(), []
@@ -116,16 +142,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True, help="a run, checkpoint or folder")
     parser.add_argument("--tile", default="48,96,96", help="window of the tiled prediction")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of an object")
     parser.add_argument("--tune", type=int, default=3, help="every so many-th training volume tunes")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    import pixvox
-
     files = pairs(given.data, "val")
-    chosen = tuned(pairs(given.data, "train")[:: given.tune])
-    print(f"difference of Gaussians: {json.dumps(chosen)}\n")
+    known = pairs(given.data, "train")[:: given.tune]
+    model = pixvox.load(given.model)
+    windows = {f"windows of {given.tile.replace(',', ' x ')}": tuple(map(int, given.tile.split(",")))}
+    windows["whole volumes"] = (1024,) * 3
+    chosen = tuned(known)
+    print(f"difference of Gaussians: {json.dumps(chosen)}", flush=True)
+    results: dict[str, Any] = {"parameters": chosen, "thresholds": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, tile in windows.items():
+            network = partial(predict, model, Path(folder), tile)
+            results["thresholds"][name] = tuned_threshold(network, known)
+    print(f"least scores of objects: {json.dumps(results['thresholds'])}\n")
     print(f"| {len(files)} volumes | matched AP50, mean | pooled | {' | '.join(SHOWN)} | CPU s a volume |")
     print("|---|" + "---:|" * (len(SHOWN) + 3))
 
@@ -133,21 +166,12 @@ def main() -> None:
         values = enhanced(tifffile.imread(image), chosen["fine"], chosen["coarse"])
         return separated(values, chosen["threshold"], chosen["distance"], int(chosen["least"]))
 
-    model = pixvox.load(given.model)
-    tile = tuple(map(int, given.tile.split(",")))
-    results = {"parameters": chosen, "classical": measure("DoG and watershed, tuned", classical, files)}
+    results["classical"] = measure("DoG and watershed, tuned", classical, files)
     with tempfile.TemporaryDirectory() as folder:
-        for name, lengths in (
-            ("windows of " + given.tile.replace(",", " x "), tile),
-            ("whole volumes", 1024),
-        ):
-
-            def network(image: Path, lengths: Any = lengths) -> Path:
-                return model.predict_volume(
-                    image, folder, score_threshold=given.threshold, tile_size=lengths
-                ).labels
-
-            results[name] = measure(f"pixvox, {name}", network, files)
+        for name, tile in windows.items():
+            network = partial(predict, model, Path(folder), tile)
+            least = results["thresholds"][name]
+            results[name] = measure(f"pixvox, {name}", lambda image: network(image, least).labels, files)  # noqa: B023
     if given.json:
         from timing import write_json
 

@@ -121,7 +121,8 @@ class TruthModel:
 class TruthPredictor:
     """Finds the objects whose ids its images show."""
 
-    resize, score_threshold, precision, image_spacing = "none", None, "fp32", None
+    resize, score_threshold, precision = "none", None, "fp32"
+    resample, image_spacing = None, None
     procedure = SimpleNamespace(clean_up=None, options={})
 
     def __init__(self) -> None:
