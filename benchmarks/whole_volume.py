@@ -5,7 +5,8 @@
 The network is the truth itself: what a window shows of the true labels is what is found there. So the result must be
 the truth of the whole volume, one to one, whatever the tiles, in one process, in two, as Ray tasks (where Ray is
 installed), and after ``kill -9`` in the middle: by other engines and after the kill the same bytes. Every prediction
-runs in a process of its own, which gives its CPU seconds and peak memory.
+runs in a process of its own, which gives its CPU seconds and peak memory; what the "network" holds of a window, and
+compiled code that is loaded, are in that peak.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import resource
 import shutil
@@ -164,7 +166,7 @@ def predict(options: dict[str, Any]) -> None:
     before = _peak_mib()
     start, used = time.perf_counter(), _cpu()
     chosen = BlockOptions(
-        tuple(tile), overlap, engine=engine(options["engine"], 2), threads=options["threads"]
+        tuple(tile), overlap, engine=engine(options["engine"], 2), threads=options["threads"], page=False
     )
     result = predict_volume(TruthPredictor(), volume, Path(options["out"]), "v", chosen)
     row = {
@@ -269,7 +271,6 @@ def main() -> None:
 
 def measure(base: Path, size: tuple[int, ...], nuclei: int) -> dict[str, Any]:
     """Return everything that is measured, and print it as it comes."""
-    voxels = float(np.prod(size))
     start = time.perf_counter()
     count = write(base / "data", size, nuclei)
     print(f"{size}, {count} nuclei, written in {time.perf_counter() - start:.0f} s", flush=True)
@@ -282,7 +283,9 @@ def measure(base: Path, size: tuple[int, ...], nuclei: int) -> dict[str, Any]:
     if importlib.util.find_spec("ray"):
         ways.append((first, "ray", False))
     rows, sums = [], {}
-    print("| windows | engine | one to one | same bytes | s | CPU s | Mvoxel/CPU s | peak MiB (before) |")
+    print(
+        "| windows | engine | one to one | same bytes | s | CPU s | peak MiB more than at first | of a block |"
+    )
     print("|---|---|---|---|---:|---:|---:|---:|", flush=True)
     for i, (tile, engine, kill) in enumerate(ways):
         out = base / f"out{i}"
@@ -294,12 +297,19 @@ def measure(base: Path, size: tuple[int, ...], nuclei: int) -> dict[str, Any]:
         name = f"{engine}, killed after {row['killed_at']} blocks" if kill else engine
         print(
             f"| {tile} | {name} | {'yes' if row['one_to_one'] else 'NO'} | {'yes' if row['same'] else 'NO'} | "
-            f"{row['seconds']:.0f} | {row['cpu_seconds']:.0f} | {voxels / 1e6 / row['cpu_seconds']:.1f} | "
-            f"{row['peak_mib']:.0f} ({row['mib_before']:.0f}) |",
+            f"{row['seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['peak_mib'] - row['mib_before']:.0f} | "
+            f"{_block_mib(size, tile):.0f} |",
             flush=True,
         )
         shutil.rmtree(out)
     return {"size": size, "nuclei": count, "catalogue": listed, "predictions": rows}
+
+
+def _block_mib(size: tuple[int, ...], tile: str) -> float:
+    """Return what docs/how-to/whole-volumes.md says of the memory of a block that is painted and measured."""
+    blocks = _blocks(size, tile)
+    kept = [length + 2 * margin for length, margin in zip(blocks.length, blocks.margin, strict=True)]
+    return math.prod(kept) * 21 / 2**20
 
 
 def _blocks(size: tuple[int, ...], tile: str) -> Any:
