@@ -336,7 +336,12 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("results"),
     threshold: Annotated[
         float | None,
-        typer.Option("--threshold", min=0.0, max=1.0, help="Leave out objects below this score."),
+        typer.Option(
+            "--threshold",
+            min=0.0,
+            max=1.0,
+            help="Leave out objects below this score (default: the head's confident_score, mostly 0.5).",
+        ),
     ] = None,
     cut_out: Annotated[
         str | None,

@@ -33,8 +33,8 @@ def predict_files(
         out: Folder for the results.
         cut_out: Arguments of ``pixvox.inference.cutout.cut_out``, which adds ``NAME_cutout.png``.
         video_labels: Write also the label map of each frame of a video.
-        **options: Those of ``pixvox.inference.predictor.Predictor``, such as ``score_threshold``, and of
-            ``pixvox.inference.blockwise.Blockwise``, for what is larger than memory.
+        **options: Those of ``pixvox.inference.predictor.Predictor`` and, for what is larger than memory, of
+            ``pixvox.inference.blockwise.Blockwise``. ``score_threshold`` is the head's ``confident_score`` by default.
 
     Returns:
         For each image its source, what was found, and the files written; for one that cannot be read its
@@ -45,7 +45,7 @@ def predict_files(
     """
     from pixvox.inference.blockwise import Blockwise, split_options
     from pixvox.inference.cutout import prepare
-    from pixvox.inference.predictor import Predictor
+    from pixvox.inference.predictor import Predictor, confident_score
     from pixvox.inference.procedure import build, merged
     from pixvox.inference.results import name_of, result_name, save
     from pixvox.inference.video import is_video, segment_video
@@ -59,6 +59,8 @@ def predict_files(
     model = load(run).to(default_device())
     if cut_out is not None:
         cut_out = prepare(cut_out, model.spatial_dims, model.class_names)
+    if options.get("score_threshold") is None:
+        options["score_threshold"] = confident_score(model)
     for_blocks, for_images = split_options(merged(model.config.get("inference") or {}, options))
     predictor = Predictor(model, **for_images)
     blockwise = build(Blockwise, "", for_blocks, predictor=predictor)

@@ -190,10 +190,10 @@ class Segmenter(nn.Module):
 
         Args:
             volume: A path, an array, or what ``pixvox.open_volume`` returns.
-            out: Folder for ``NAME_labels.ome.zarr``, ``NAME_table.csv`` and the page ``NAME.html``; a run that was killed
-                goes on.
+            out: Folder for ``NAME_labels.ome.zarr``, ``NAME_table.csv`` and the page ``NAME.html``; a run that was
+                killed goes on.
             name: Beginning of their names; by default that of the file.
-            score_threshold: Lowest score of an instance, in [0, 1]; None for that of the head.
+            score_threshold: Lowest score of an instance, in [0, 1]; by default the head's ``confident_score``.
             **options: ``tile_size``, ``overlap``, ``join_iou``, ``probabilities``, ``engine``, ``page`` and others of
                 ``pixvox.inference.blockwise.Blockwise``.
         """

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from label_maps import one_to_one
+from pixvox import prediction
 from pixvox.data.volumes.ome_zarr import create_ome_zarr
 from pixvox.data.volumes.open import open_volume
 from pixvox.errors import ConfigError, DataError
@@ -16,8 +18,10 @@ from pixvox.inference import blockwise
 from pixvox.inference.blockwise import Blockwise, split_options
 from pixvox.inference.predictor import Predictor
 from pixvox.models import create_model
-from pixvox.prediction import inference_options, predict_files
+from pixvox.prediction import inference_options
 from small_heads import SMALL
+
+predict_files = partial(prediction.predict_files, score_threshold=0.0)  # random heads are sure of nothing
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +56,20 @@ def test_predict_writes_labels_and_a_table(tmp_path, model, volume):
     json.dumps(rows)
 
 
+def test_files_hold_what_the_head_is_sure_of_unless_it_is_said(tmp_path, monkeypatch, model, volume):
+    folder, tile = model.save_pretrained(tmp_path / "model"), {"blocks": True, "tile_size": [20, 48, 48]}
+    monkeypatch.setattr("pixvox.inference.predictor.confident_score", lambda model: 1.0)
+    (row,) = prediction.predict_files(folder, [volume], tmp_path / "sure", **tile)
+    assert row["found"] == "0 objects"
+    (row,) = predict_files(folder, [volume], tmp_path / "all", **tile)
+    assert row["found"] != "0 objects"
+    assert model.predict_volume(volume, tmp_path / "here", tile_size=(20, 48, 48)).count == 0
+
+
 def test_a_model_predicts_volumes_from_python_as_from_the_command_line(tmp_path, model, volume):
     folder = model.save_pretrained(tmp_path / "model")
     predict_files(folder, [volume], tmp_path / "out", blocks=True, tile_size=[20, 48, 48])
-    result = model.predict_volume(volume, tmp_path / "here", tile_size=(20, 48, 48))
+    result = model.predict_volume(volume, tmp_path / "here", score_threshold=0.0, tile_size=(20, 48, 48))
     assert result.labels.name == "v_labels.ome.zarr"
     assert result.table.read_text() == (tmp_path / "out" / "v_table.csv").read_text()
 
@@ -134,7 +148,7 @@ def test_missing_chunks_are_an_error_unless_they_are_allowed(tmp_path, model, vo
     (row,) = predict_files(folder, files, tmp_path / "out", **options, **given)
     labels = open_volume(tmp_path / "out" / "v_labels.ome.zarr", allow_missing_chunks=True)
     assert "error" not in row and not labels.read((slice(0, 20), slice(32, 64), slice(32, 60))).any()
-    model.predict_volume(volume, tmp_path / "here", allow_missing_chunks=True, **options)
+    model.predict_volume(volume, tmp_path / "here", score_threshold=0.0, allow_missing_chunks=True, **options)
 
 
 def test_parquet_without_its_library_is_refused_before_anything_is_segmented(model, monkeypatch):

@@ -116,11 +116,12 @@ def predict_in_blocks(
     """Segment a volume block by block; the arguments are those of ``Segmenter.predict_volume``."""
     from pixvox.data.volumes.open import open_volume
     from pixvox.data.volumes.volume import Volume
-    from pixvox.inference.predictor import Predictor
+    from pixvox.inference.predictor import Predictor, confident_score
 
     asked = merged(model.config.get("inference") or {}, options or {})
     for_blocks, for_images = split_options({**asked, "blocks": True})
-    predictor = Predictor(model, score_threshold=score_threshold, keep_image=False, **for_images)
+    least = confident_score(model) if score_threshold is None else score_threshold
+    predictor = Predictor(model, score_threshold=least, keep_image=False, **for_images)
     blockwise = build(Blockwise, "", for_blocks, predictor=predictor)
     opened = volume
     if not isinstance(volume, Volume):

@@ -203,6 +203,11 @@ def predict(model: Segmenter, inputs: Any, **options: Any) -> Segmentation | lis
     return Predictor(model, **options)(inputs)
 
 
+def confident_score(model: Segmenter) -> float:
+    """Return the score from which objects are written into label maps and tables: far fewer than are ranked."""
+    return max(model.head.score_threshold, model.head.confident_score)
+
+
 def missing_spacing(source: str, resample: Resample) -> str:
     """Return what to tell of an image that cannot be resampled, because nobody knows its spacing."""
     return (
