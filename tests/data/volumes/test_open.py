@@ -421,6 +421,7 @@ def test_missing_chunks_are_refused_when_they_are_read_or_marked_where_allowed(t
 
 def test_missing_tiles_and_hdf5_chunks_are_treated_alike(tmp_path):
     """Fault 21."""
+
     def tiles():
         yield np.ones((16, 16), np.uint8)
         yield None
