@@ -1,6 +1,6 @@
 """Objects of blocks joined to a volume: speed, memory, and that each object keeps its id.
 
-    python benchmarks/stitching.py [--size 512,1024,1024] [--objects 25000] [--tile 192] [--json FILE]
+    python benchmarks/stitching.py [--size 512,1024,1024] [--objects 25000] [--tile 256] [--json FILE]
 
 A volume of balls is rendered; its true labels stand for what a network finds in each window. Joining and
 painting are timed with and without numba, beside ``scipy.ndimage.label`` of the same volume in memory, in turn.
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="512,1024,1024")
     parser.add_argument("--objects", type=int, default=25_000)
-    parser.add_argument("--tile", type=int, default=192)
+    parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -91,7 +91,8 @@ class StitchedObjects:
         overlooked = self.fills[start:end, 1]
         present = np.unique(np.concatenate([own, self.ids[overlooked]]))
         present = present[present > 0]
-        canvas = np.empty(tuple(part.stop - part.start for part in block.core), dtype=np.uint32)
+        kind = np.uint16 if len(present) < 2**16 else np.uint32
+        canvas = np.empty(tuple(part.stop - part.start for part in block.core), dtype=kind)
         for place, labels in self.store.pieces(block, block.core):
             relabel(labels, _places(own, present), canvas[within(place, block.core)])
         if len(overlooked):
