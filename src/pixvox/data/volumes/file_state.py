@@ -59,7 +59,7 @@ def files_digest(path: str | Path, apart: Path | None = None, most: int = MOST_F
         >>> file = Path(mkdtemp()) / "a.npy"
         >>> _ = file.write_bytes(b"12345")
         >>> before = files_digest(file.parent)
-        >>> _ = file.write_bytes(b"54321")
+        >>> _ = file.write_bytes(b"123456")
         >>> files_digest(file.parent) == before
         False
     """
